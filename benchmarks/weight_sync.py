@@ -7,7 +7,8 @@ each round. The peer copies as many bytes between two tensors that have been tou
 all (the faster counts), in turn with the syncs. On CPU both sides compute in float32 with all cores; an engine packs
 its linear layers and the output head on arrival, which is part of the sync. With `--device cuda` both actors share
 one GPU, the transfer is vLLM's own, and the peer is a copy within the GPU; with `--layout disaggregated` each has its
-own and the weights go by NCCL. The last line is JSON.
+own and the weights go by NCCL. `--lora merged` sends a LoRA policy's weights with the adapters in them, `--lora adapter`
+the adapters alone. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Copier:
         return time.perf_counter() - started
 
 
-def start_actors(device: str, precision: str, threads: int, model: str, layout: str) -> WeightSync:
+def start_actors(options: argparse.Namespace) -> WeightSync:
     """The policy's rank 0 and an engine, and the way between them."""
     import ray
 
@@ -61,22 +62,24 @@ def start_actors(device: str, precision: str, threads: int, model: str, layout: 
     from ultramed_rl.actors.rollout import EngineArguments
     from ultramed_rl.actors.weight_sync import transfer_backend
     from ultramed_rl.config.cluster import RolloutGroup, TrainerGroup
-    from ultramed_rl.config.models import Model
+    from ultramed_rl.config.models import LoRA, Model
     from ultramed_rl.config.rounds import Optimization
     from ultramed_rl.models.files import resolve_model
 
-    backend = transfer_backend(device, layout)
-    options = _options(device, threads, layout)
-    policy = ray.remote(PolicyWorker).options(**options).remote(0, 1, 0)
-    engine = ray.remote(RolloutWorker).options(**options).remote(0)
+    device, precision = options.device, options.precision
+    lora = None if options.lora is None else LoRA(sync=options.lora)
+    backend = transfer_backend(device, options.layout, lora)
+    actor_options = _options(device, options.threads, options.layout)
+    policy = ray.remote(PolicyWorker).options(**actor_options).remote(0, 1, 0)
+    engine = ray.remote(RolloutWorker).options(**actor_options).remote(0)
     arguments = EngineArguments(
-        model=resolve_model(model),
+        model=resolve_model(options.model),
         device=device,
         precision=precision,
         max_length=256,
         group=RolloutGroup(max_num_seqs=16, enforce_eager=True, kv_cache_gib=0.25, memory_fraction=0.3),
         transfer_backend=backend,
-        sleeps=False,
+        lora_rank=lora.rank if lora is not None else 0,
     )
     ray.get(engine.start.remote(arguments, None, 0))
     spec = EngineSpec(
@@ -85,7 +88,9 @@ def start_actors(device: str, precision: str, threads: int, model: str, layout: 
         TrainerGroup(zero_stage=0),
         Optimization(gradient_checkpointing=False, max_skipped_steps=0),
     )
-    ray.get(policy.load.remote(Model(path=model), spec, ray.get(policy.rendezvous.remote())))
+    ray.get(
+        policy.load.remote(Model(path=options.model, lora=lora), spec, ray.get(policy.rendezvous.remote()))
+    )
     groups = (
         WorkerGroup(role, lambda _, actor=actor: actor, 1, takes_turns=False)
         for role, actor in (("policy", policy), ("rollout", engine))
@@ -147,6 +152,7 @@ def report(found: dict[str, list[Any]], options: argparse.Namespace) -> dict[str
         "wanted": WANTED,
         "device": options.device,
         "precision": options.precision,
+        "lora": options.lora,
         "bytes": int(size),
         "seconds": round(seconds, 4),
         "seconds_first": round(found["syncs"][0]["seconds"], 4),
@@ -163,6 +169,7 @@ def main() -> None:
     arguments.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     arguments.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     arguments.add_argument("--layout", choices=["colocated", "disaggregated"], default="colocated")
+    arguments.add_argument("--lora", choices=["merged", "adapter"])
     arguments.add_argument("--model", default=MODEL, help="a local directory, a hub id or offline://NAME")
     arguments.add_argument("--repeats", type=int, default=10, help="measured syncs")
     arguments.add_argument("--warm-up", type=int, default=2, help="syncs before them")
@@ -174,10 +181,7 @@ def main() -> None:
 
     connect(Cluster(device=options.device))
     try:
-        found = measure(
-            start_actors(options.device, options.precision, options.threads, options.model, options.layout),
-            options,
-        )
+        found = measure(start_actors(options), options)
     finally:
         disconnect()
     print(json.dumps(report(found, options)))

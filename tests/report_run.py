@@ -8,7 +8,13 @@ from pathlib import Path
 
 from tests.tiny import tiny_run
 from ultramed_rl.config import RunConfig, parse_config
-from ultramed_rl.evaluation.metrics import RoundMetrics, change_metrics, kl_to_reference, prompt_means
+from ultramed_rl.evaluation.metrics import (
+    RoundMetrics,
+    change_metrics,
+    kl_to_reference,
+    prompt_means,
+    tokens_by_prompt,
+)
 from ultramed_rl.learning.pairs import PairSelector
 from ultramed_rl.records import Completion, PreferenceGroup, Prompt, ReferenceLogprobs, ScoredCompletion
 from ultramed_rl.store import RoundRecord, RunDirectory
@@ -87,7 +93,9 @@ def _make_round(
     record.phase("reference", lambda: references, kind=ReferenceLogprobs)
     record.phase_directory("checkpoint", lambda folder: {"policy_steps": 1})
     after = record.phase("evaluation", lambda: _held_out(plan, index + 1), kind=ScoredCompletion)
-    change = change_metrics(prompt_means(start), prompt_means(after), 200, config.run.seed)
+    short, long = tokens_by_prompt(start), tokens_by_prompt(after)
+    gaps = {prompt: long[prompt] - short[prompt] for prompt in long}
+    change = change_metrics(prompt_means(start), prompt_means(after), 200, config.run.seed, gaps)
     metrics = {
         "round": float(index),
         **numbers.metrics(selector.audit),

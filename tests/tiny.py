@@ -85,6 +85,8 @@ _SEES: dict[str, Any] = {
 }
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": _WIDTHS,
+    "qwen2": _WIDTHS,
+    "qwen3": {**_WIDTHS, "head_dim": 8},
     "qwen3_moe": {
         **_WIDTHS,
         "head_dim": 8,
@@ -107,6 +109,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 2,
         "moe_intermediate_size": 16,
         "first_k_dense_replace": 1,
+    },
+    "gpt_oss": {
+        **_WIDTHS,
+        "head_dim": 8,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
     },
     "granite": {**_WIDTHS, "logits_scaling": 4.0},  # is computed as padded rows
     "phimoe": {**_WIDTHS, "num_local_experts": 4, "num_experts_per_tok": 2},

@@ -96,6 +96,28 @@ class Completion:
 
 
 @dataclass(frozen=True)
+class TokenChoice:
+    """A token of a reply as text, and the likeliest ones in its place: logprobs by text, in nats."""
+
+    text: str
+    logprobs: dict[str, float]
+
+
+@dataclass(frozen=True)
+class WeighedRequest(SamplingRequest):
+    """A request whose answers are to come with the likeliest tokens of their last `places`."""
+
+    places: int = 16
+
+
+@dataclass(frozen=True)
+class WeighedCompletion(Completion):
+    """An answer with the likeliest tokens of its last places, in their order, without its end of turn."""
+
+    choices: tuple[TokenChoice, ...] = ()
+
+
+@dataclass(frozen=True)
 class OptionRequest:
     """Options that may continue a context, all as token ids; neither is empty."""
 
@@ -120,6 +142,7 @@ class ScoredCompletion:
     completion: Completion
     reward: float
     terms: dict[str, float] = field(default_factory=dict)  # what it was made of, where it is more than one's
+    details: dict[str, float] = field(default_factory=dict)  # by name, what the terms themselves were made of
 
 
 @dataclass(frozen=True)
@@ -186,7 +209,8 @@ class ReferenceLogprobs:
 
     group_id: str
     logprobs: tuple[float, ...]
-    mismatched: float | None = None  # of KTO's mismatched answer, where the objective wants one
+    # Of one more answer, where the objective wants one: KTO's mismatched one, or LD-DPO's longer one, cut as short as the other.
+    beside: float | None = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import pytest
 
 from tests.integration.test_scoring import groups
 from ultramed_rl.actors.scorer import ReferenceWorker, RewardWorker, Scorer
+from ultramed_rl.config.cluster import ReplicaGroup
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -28,7 +29,8 @@ def test_sharded_replicas_equal_a_whole_one(tiny_root: Path, kind: str, worker: 
         start_private_ray(4)
     environment = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
     remote = ray.remote(worker).options(num_cpus=1, runtime_env={"env_vars": environment})
-    group = WorkerGroup(kind, lambda r: remote.remote(r, "cpu", "float32", 200, 2), 2, takes_turns=False)
+    two = ReplicaGroup(replicas=2, shard=True)
+    group = WorkerGroup(kind, lambda r: remote.remote(r, "cpu", "float32", 200, two), 2, takes_turns=False)
     group.call(worker.join, group.actors[0].rendezvous.remote())
     group.call(worker.load, str(tiny_root / kind))  # type: ignore[attr-defined]
     # Unequal shards: the second rank must make empty passes while the first still gathers.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,14 @@ from tests.learning import learn
 from tests.tiny import make_policy, tiny_run
 from ultramed_rl.config import parse_config
 from ultramed_rl.models.tokenizer import ChatTokenizer
-from ultramed_rl.records import Completion, PreferenceGroup, Prompt, SamplingRequest
+from ultramed_rl.records import (
+    Completion,
+    PreferenceGroup,
+    Prompt,
+    SamplingRequest,
+    WeighedCompletion,
+    WeighedRequest,
+)
 from ultramed_rl.workers.online import OnlineWorkers
 from ultramed_rl.workers.scorers import Scorers
 
@@ -48,6 +56,7 @@ def test_synced_engine_equals_a_fresh_one(tiny_root: Path, tmp_path: Path, tied:
     workers.start_learners(str(policy), 0, str(policy), [str(tiny_root / "reward")])
     before = workers.generate(asked, 0, lambda _: None)
     again = workers.generate(asked, 0, lambda _: None)
+    weighed = workers.generate([WeighedRequest(**vars(r)) for r in asked], 0, lambda _: None)
     pairs = pairs_of(asked, before)
     found = {r.group_id: r for r in workers.reference_logprobs(pairs, lambda _: None)}
     references = [found[pair.group_id] for pair in pairs]
@@ -64,6 +73,14 @@ def test_synced_engine_equals_a_fresh_one(tiny_root: Path, tmp_path: Path, tied:
     fresh_workers.stop()
 
     assert before == again, "the same engine must repeat itself"
+    assert [c.token_ids for c in weighed] == [c.token_ids for c in before]
+    for completion in weighed:
+        assert isinstance(completion, WeighedCompletion)
+        assert len(completion.choices) == len(completion.token_ids) - (completion.finish_reason == "stop")
+        for choice in completion.choices:
+            # Of bytes that are no characters several have the same text.
+            assert choice.text in choice.logprobs and len(choice.logprobs) <= 21
+            assert sum(map(math.exp, choice.logprobs.values())) <= 1.0 + 1e-4
     assert [c.token_ids for c in synced] != [c.token_ids for c in before], "training changed nothing"
     assert [c.token_ids for c in synced] == [c.token_ids for c in fresh]
     assert [c.logprob for c in synced] == pytest.approx([c.logprob for c in fresh], abs=1e-4)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.tiny import make_model
 from tests.unit.models.test_attention import PACKED, save
+from ultramed_rl.actors import host_memory
 from ultramed_rl.actors.deepspeed_setup import (
     EngineSpec,
     deepspeed_config,
@@ -32,7 +33,7 @@ from ultramed_rl.config.models import LoRA, Model
 from ultramed_rl.config.rounds import Optimization
 from ultramed_rl.learning.costs import LOGITS_AT_ONCE
 from ultramed_rl.learning.packing import AnswerGroup, PackedBatch, pack_groups
-from ultramed_rl.models.load import PolicyModel, load_policy, load_reward
+from ultramed_rl.models.load import PolicyModel, is_packed, load_policy, load_reward
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 
@@ -146,12 +147,13 @@ def build(
     precision: str,
     stage: int,
     *,
-    checkpointing: bool = False,
+    checkpointed: int = 0,
     lora: LoRA | None = None,
     offload_optimizer: bool = False,
 ) -> Engine:
     torch.manual_seed(0)
-    training = Optimization(gradient_checkpointing=checkpointing, max_skipped_steps=0, max_grad_norm=1e6)
+    training = Optimization(max_skipped_steps=0, max_grad_norm=1e6)
+    training = training.model_copy(update={"checkpointed_layers": checkpointed})
     group = TrainerGroup(zero_stage=stage, offload_optimizer=offload_optimizer)
     spec = EngineSpec("cpu", precision, group, training)
     held = loading_context(deepspeed_config(spec))
@@ -170,39 +172,102 @@ def step(engine: Engine, batches: Sequence[PackedBatch], rate: float = 1e-3) -> 
     return engine.step(losses, len(batches), rate, ["a"], Sums(()))[0]
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize(
-    "lora", [None, LoRA(rank=2, target_modules=["lm_head", "q_proj"])], ids=["full", "lora"]
-)
-def test_prefetching_goes_on_whatever_the_lengths(
-    path: str, monkeypatch: pytest.MonkeyPatch, checkpointing: bool, lora: LoRA | None
-) -> None:
-    """ZeRO-3 fetches weights ahead by the order of calls that it recorded, and forgets it where a pass has another; so a
-    head that is applied in parts is called as often whatever a pass predicts. And the gradient is a whole model's."""
+@pytest.fixture
+def forgotten(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of each time that ZeRO-3 forgets the order of calls by which it fetches weights ahead."""
     from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 
-    monkeypatch.setitem(LOGITS_AT_ONCE, "cpu", 1)  # 64 tokens a part
-    plain = build(path, "float32", 0, lora=lora)
-    split = build(path, "float32", 3, lora=lora, checkpointing=checkpointing)
-    forgotten: list[int] = []
+    found: list[int] = []
     forget = PartitionedParameterCoordinator._invalidate_trace
     monkeypatch.setattr(
-        PartitionedParameterCoordinator, "_invalidate_trace", lambda c: forgotten.append(1) or forget(c)
+        PartitionedParameterCoordinator, "_invalidate_trace", lambda c: found.append(1) or forget(c)
     )
+    return found
+
+
+HEAD = LoRA(rank=2, target_modules=["lm_head", "q_proj"])
+MIXTURES = ["qwen3_moe", "mixtral", "deepseek_v3", "gpt_oss"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "lora", "checkpointed"),
+    [
+        *[("llama", lora, checkpointed) for lora in (None, HEAD) for checkpointed in (0, 1, 2)],
+        *[(kind, None, 1) for kind in MIXTURES],
+    ],
+)
+def test_prefetching_goes_on_whatever_the_lengths(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    forgotten: list[int],
+    kind: str,
+    lora: LoRA | None,
+    checkpointed: int,
+) -> None:
+    """The order that was recorded is that of all passes: a head that is applied in parts is called as often whatever a pass
+    predicts, and experts are gathered whichever of them are chosen. And the gradient is a whole model's."""
+    path = str(make_model(tmp_path, kind, max_position_embeddings=2048))
+    monkeypatch.setitem(LOGITS_AT_ONCE, "cpu", 1)  # 64 tokens a part
+    plain = build(path, "float32", 0, lora=lora)
+    split = build(path, "float32", 3, lora=lora, checkpointed=checkpointed)
+    assert is_packed(split.module.lm)
     for lengths in ([(40,), (150, 20)], [(200,), (3,)], [(70, 70), (100,)]):
         batches = [answers_of(*each) for each in lengths]
         assert step(split, batches) == pytest.approx(step(plain, batches), rel=1e-4)
-    assert sum(forgotten) == 0
+    assert not forgotten
+
+
+@pytest.mark.parametrize("before", [1, 2, 3])
+def test_a_pass_without_gradients_costs_the_order_of_calls_once(
+    path: str, forgotten: list[int], before: int
+) -> None:
+    """KTO's reference points come before a step's passes: what was recorded of them has no backward half."""
+    split = build(path, "float32", 3)
+    found = []
+    for lengths in ((40,), (90,), (7,), (60,)):
+        batch = answers_of(*lengths)
+        with torch.no_grad():
+            for _ in range(before):
+                split.backend(batch)
+        found.append((step(split, [batch]), len(forgotten)))
+    assert [norm > 0 for norm, _ in found] == [True] * 4
+    assert [count for _, count in found] == [1] * 4
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(rank=16)], ids=["full", "lora"])
+def test_stage_3_has_the_models_own_limits(path: str, lora: LoRA | None) -> None:
+    """Of 32 widths: a layer has 2 x 32 x 32 and 2 x 32 x 16 in its attention, 3 x 32 x 48 in its MLP and 2 norms; the head
+    has 259 x 32."""
+    engine = build(path, "float32", 3, lora=lora)
+    layer, head = 2 * 1024 + 2 * 512 + 3 * 1536 + 64, 259 * 32
+    zero = engine.backend._config.zero_config
+    if lora is not None:  # on q and o 2 x 16 x 64, on k and v 2 x 16 x 48, in the MLP 3 x 16 x 80
+        layer += 2 * 1024 + 2 * 768 + 3 * 1280
+    assert zero.prefetch_bucket_size == layer and zero.max_reuse_distance == 2 * layer
+    assert zero.max_live_parameters == 2 * layer + head and zero.param_persistence_threshold == 320
+    kept = {name for name, weight in engine.module.named_parameters() if weight.ds_persist}
+    assert kept == {name for name, weight in engine.module.named_parameters() if weight.ds_numel <= 320}
+    assert len(engine.backend.optimizer.persistent_parameters) == len(kept) == (5 if lora is None else 9)
+
+
+class HostAdam(torch.optim.AdamW):
+    """In the place of DeepSpeed's own, which is compiled at its first use."""
+
+    def __init__(self, parameters: Any, adamw_mode: bool, **constants: Any) -> None:
+        super().__init__(parameters, **constants)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    ("stage", "offload"), [(0, False), (1, False), (2, False), (3, False), (1, True), (2, True), (3, True)]
+)
 def test_the_first_step_is_adams_first_and_gradients_add_up_in_float32(
-    path: str, stage: int, precision: str
+    path: str, monkeypatch: pytest.MonkeyPatch, stage: int, precision: str, offload: bool
 ) -> None:
     """Adam's first step is the rate for every weight, whatever its gradient (arXiv 1412.6980, section 2.1). Of a gradient g
     and 16 of g / 1024 the sum is 1.015625 g; in bfloat16 each of the 16 is less than half a place of g's last digit."""
-    engine = build(path, precision, stage)
+    monkeypatch.setattr("deepspeed.ops.adam.DeepSpeedCPUAdam", HostAdam)
+    engine = build(path, precision, stage, offload_optimizer=offload)
     batch = answers_of(20)
     before = {name: weight.float().clone() for name, weight in engine.weights()}
     once = step(engine, [batch], rate=1.0)
@@ -212,7 +277,10 @@ def test_the_first_step_is_adams_first_and_gradients_add_up_in_float32(
     def norm(*shares: float) -> float:
         """Of a gradient in so many micro-batches; the weights stand still."""
         losses = (engine.backend(batch).mean() * share for share in shares)
-        return engine.step(losses, len(shares), 0.0, ["a"], Sums(()))[0]
+        found = engine.step(losses, len(shares), 0.0, ["a"], Sums(()))[0]
+        if offload:  # by which DeepSpeed clips
+            assert float(engine.backend.get_global_grad_norm()) == pytest.approx(found, rel=1e-2)
+        return found
 
     assert once > 0
     assert norm(1.0, *[2**-10] * 16) / norm(1.0) == pytest.approx(1.015625, abs=1e-4)
@@ -228,19 +296,54 @@ def test_an_optimizer_that_is_on_the_host_stays_there(
     """When the ranks leave the GPU, DeepSpeed notes what goes, and brings that back to the GPU."""
     from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum as State
 
-    class HostAdam(torch.optim.AdamW):
-        """DeepSpeed's own is compiled at its first use."""
-
-        def __init__(self, parameters: Any, adamw_mode: bool, **constants: Any) -> None:
-            super().__init__(parameters, **constants)
-
     monkeypatch.setattr("deepspeed.ops.adam.DeepSpeedCPUAdam", HostAdam)
+    monkeypatch.setattr(host_memory, "pinned_like", torch.empty_like)
     engine = build(path, "bfloat16", stage, offload_optimizer=True)
     assert step(engine, [answers_of(20), answers_of(9)]) > 0
     engine.device = torch.device("meta")
     engine.offload()
     gone = engine.backend.optimizer.offloaded_states
     assert State.lp_params in gone and not {State.hp_params, State.optim_states} & gone
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_policy_that_left_its_gpu_learns_on_as_one_that_stayed(
+    path: str, monkeypatch: pytest.MonkeyPatch, stage: int, precision: str
+) -> None:
+    """And takes host memory once, DeepSpeed's own and ours."""
+    from deepspeed.accelerator import get_accelerator
+
+    taken: list[int] = []
+
+    def pinned_like(tensor: torch.Tensor) -> torch.Tensor:
+        taken.append(tensor.nbytes)
+        return torch.empty_like(tensor)
+
+    def pin_memory(tensor: torch.Tensor, **_: Any) -> torch.Tensor:
+        taken.append(tensor.nbytes)
+        return tensor
+
+    restore = host_memory.HostMemory.restore
+    monkeypatch.setattr(host_memory, "pinned_like", pinned_like)
+    monkeypatch.setattr(get_accelerator(), "pin_memory", pin_memory)
+    monkeypatch.setattr(host_memory.HostMemory, "restore", lambda own, these, _: restore(own, these, "cpu"))
+    stayed, moved = build(path, precision, stage), build(path, precision, stage)
+    batches, turns = [answers_of(20, 5), answers_of(9)], []
+    for _ in range(4):
+        moved.device = torch.device("meta")
+        moved.offload()
+        moved.reload()
+        moved.device = torch.device("cpu")
+        turns.append(len(taken))
+        assert step(moved, batches) == step(stayed, batches)
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(moved.weights(), stayed.weights(), strict=True))
+    assert turns[1] == turns[3], "host memory was taken again"
+    parameters = sum(weight.numel() for _, weight in stayed.weights())
+    # Weights, two moments; masters but where nothing is split in float32; at stage 3 a buffer of gradients.
+    size, masters = (2 if precision == "bfloat16" else 4), (4 if stage or precision == "bfloat16" else 0)
+    held = size + 8 + masters + (4 if stage == 3 else 0)
+    assert sum(taken) == pytest.approx(parameters * held, rel=0.01)
 
 
 def test_a_machine_that_cannot_compile_the_hosts_adam_is_told_before_a_model_is_loaded(

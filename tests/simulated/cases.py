@@ -27,8 +27,13 @@ APART = {"cluster__layout": "disaggregated", "cluster__devices_per_node": 6, "cl
 
 
 def make_models(root: Path) -> Path:
-    """Two policies' and three reward models' folders, questions with answers, and a benchmark's items."""
+    """A policy's, a judge's and two reward models' folders, questions with answers, a benchmark's items, and what judges are
+    asked."""
     make_policy(root / "policy")
+    make_policy(root / "judge", seed=3)
+    make_policy(root / "judge-2", seed=4)
+    (root / "ask.txt").write_text("$question $answer")
+    (root / "pair.txt").write_text("pair|$question|$answer_a|$answer_b")
     make_reward(root / "reward")
     make_reward(root / "reward-2", seed=5)
     rows = [{"question": f"Is drug {i} safe?", "answer": "Yes." if i % 3 else None} for i in range(QUESTIONS)]
@@ -81,12 +86,14 @@ def cases(models: Path) -> dict[str, dict[str, Any]]:
             "training__schedule_scope": "run",
             "cluster__policy": {"ranks": 2, "zero_stage": 1},
         },
-        "lora": {
+        "lora": {  # by ranks that share each pass
             "policy__lora": {"rank": 4},
             "objective": {"type": "nca"},
+            "cluster__policy": {"ranks": 2, "zero_stage": 2, "sequence_parallel": 2},
             "cluster__sequential_phases": False,
         },
         "nf4": {"policy__lora": {"rank": 4, "quantize": "nf4"}, "training__optimizer_state": "keep"},
+        "lora, adapters alone": {"policy__lora": {"rank": 4, "sync": "adapter"}, "checkpoint": {"every": 2}},
         "bfloat16": {"policy__precision": "bfloat16", "cluster__sequential_phases": False},
         "early": {
             **APART,
@@ -141,10 +148,10 @@ def cases(models: Path) -> dict[str, dict[str, Any]]:
             "cluster__sequential_phases": False,
         },
         "refill in turn": {
-            "prompts__refill": 1.5,
+            "prompts__refill": 2.0,
             "pairs": SELECTIVE,
             "run__rounds": 3,
-            "prompts__per_round": 5,
+            "prompts__per_round": 4,
         },
         "rare checkpoints": {
             "checkpoint": {"every": 3},
@@ -179,7 +186,49 @@ def cases(models: Path) -> dict[str, dict[str, Any]]:
             "evaluation__every": 2,
             "evaluation__judges": [medqa],
         },
+        "shared GPUs, refill": {
+            "cluster": {"device": "cuda", "devices_per_node": 2, "policy": {"ranks": 2}, "rollout": ENGINES},
+            "reference__update": "previous",
+            "prompts__refill": 1.5,
+            "pairs": SELECTIVE,
+            "run__rounds": 3,
+            "evaluation__every": 2,
+            "evaluation__judges": judges[1:],
+        },
         "own reward model": {"reward": {"train": own, **scored}},
+    }
+
+
+def judge_cases(models: Path) -> dict[str, dict[str, Any]]:
+    """More of them, whose reward is a judge's on engines. What is asked of it together follows from real threads' time, so that
+    the numbers of calls do too, and nothing else."""
+    engine = {"path": str(models / "judge"), "precision": "float32", "max_length": 512, "kv_cache_gib": 0.1}
+    graded = {"type": "judge", "template": str(models / "ask.txt"), "max_tokens": 24}
+    terms = [{"type": "length", "free": 8, "weight": 0.01}]
+    compared = {"type": "pairwise", "template": str(models / "pair.txt"), "max_tokens": 24}
+    return {
+        "judge on engines": {
+            "reward": {"terms": [{**graded, "engine": engine}, *terms]},
+            "cluster__sequential_phases": False,
+        },
+        "judges on engines, in turn": {
+            "reward__terms": [{**graded, "engine": engine, "samples": 2, "temperature": 1.0}],
+            "evaluation__judges": [{**graded, "engine": {**engine, "path": str(models / "judge-2")}}],
+        },
+        "pairwise": {
+            "reward": {"terms": [{**compared, "engine": engine}]},
+            "pairs": {"include_reference_answer": True},
+            "prompts__sources": [
+                {"type": "question", "uri": str(models / "questions.jsonl"), "answer_column": "answer"}
+            ],
+            "cluster__sequential_phases": False,
+        },
+        "knockout": {"reward": {"terms": [{**compared, "engine": engine, "tournament": "knockout"}]}},
+        "policy judges itself": {
+            "reward": {"terms": [{**graded, "engine": "policy"}]},
+            "policy__max_length": 256,
+            "cluster__sequential_phases": False,
+        },
     }
 
 
@@ -192,7 +241,7 @@ class Cases:
 
     def at(self, name: str, path: Path) -> Simulation:
         """A case to be run in this folder."""
-        return Simulation(self.models, path, cases(self.models)[name])
+        return Simulation(self.models, path, (cases(self.models) | judge_cases(self.models))[name])
 
     def unbroken(self, name: str) -> tuple[Outcome, Ended]:
         """What the case comes to, and how the run went."""

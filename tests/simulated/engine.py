@@ -6,6 +6,7 @@ import heapq
 import time
 from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tests.simulated.ray import SimulatedRay, Takes
@@ -43,7 +44,8 @@ class _UnderWay:
 
 class SimulatedEngine:
     """`RolloutWorker`'s methods. Answers in the order in which requests come, as many side by side as there are
-    sequences: a turn ends when its seconds are over, or when nothing is left to do."""
+    sequences: a turn ends when its seconds are over, or when nothing is left to do. With the weights of a folder `judge...`
+    it is a judge's engine."""
 
     role = "rollout"
     speed = EngineSpeed(fixed_s=0.01, sequence_s=0.001, prefill_rate=1e4, max_num_seqs=4)
@@ -57,13 +59,21 @@ class SimulatedEngine:
         self._under_way: dict[str, _UnderWay] = {}
 
     def start(self, arguments: Any, stop_token: int | None, version: int) -> Takes:
-        self.weights, self.policy_version = read_weights(arguments.model), version
+        self.weights, self.policy_version = read_weights(arguments.adapter or arguments.model), version
+        self.sleep_level = arguments.sleep_level
+        if Path(arguments.model).name.startswith("judge"):
+            self.role = "judge_engine"
         return Takes(5.0)
 
     # -- answers -------------------------------------------------------------------------------------------
 
     def answer(self, request: SamplingRequest) -> list[Completion]:
         """What these weights answer: of any length, the same for the same seed."""
+        name = request.prompt.prompt_id
+        if name.startswith("judge:"):
+            said = self.judge(request.prompt.messages[-1]["content"])
+            tokens = TokenIds(range(3, 3 + min(len(said), request.max_new_tokens)))
+            return [Completion(name, 0, said, tokens, "stop", 0.0, self.policy_version)]
         found = []
         for sample in range(request.n):
             draw = seeded_number(self.weights, request.seed + sample, request.prompt.prompt_id)
@@ -73,11 +83,21 @@ class SimulatedEngine:
             if ends:
                 tokens[-1] = _END
             text = " ".join(map(str, tokens[:-1] if ends else tokens))
-            name, reason, logprob = request.prompt.prompt_id, "stop" if ends else "length", -0.5 * length
+            reason, logprob = "stop" if ends else "length", -0.5 * length
             found.append(
                 Completion(name, sample, text, TokenIds(tokens), reason, logprob, self.policy_version)
             )
         return found
+
+    def judge(self, request: str) -> str:
+        """What these weights say as a judge: a grade from 1 to 10; of `pair|question|a|b` who is better, or now and then
+        whoever stands first."""
+        if not request.startswith("pair|"):
+            return f"Fine.\nGrade: {1 + seeded_number(self.weights, request) % 10}"
+        _, question, *answers = request.split("|")
+        a, b = (seeded_number(self.weights, question, answer) % 7 for answer in answers)
+        biased = seeded_number(self.weights, *sorted(answers)) % 4 == 0
+        return f"Verdict: {'A' if biased or a > b else 'B' if b > a else 'tie'}"
 
     def score_options(self, request: OptionRequest) -> OptionLogprobs:
         """How likely these weights find each option."""
@@ -165,7 +185,8 @@ class SimulatedEngine:
         return self.policy_version
 
     def offload(self) -> None:
-        """Nothing is on a device."""
+        if self.sleep_level == 2:
+            self.weights, self.policy_version = "", -1
 
     def reload(self) -> None:
         """Nothing comes back."""

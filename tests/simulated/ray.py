@@ -128,11 +128,16 @@ class Actor:
 
     def __init__(self, ray: SimulatedRay, number: int, worker: Any) -> None:
         self.ray, self.number, self.worker = ray, number, worker
-        self.role, self.rank = str(worker.role), int(worker.rank)
+        self.rank = int(worker.rank)
         self.alive, self.frozen = True, False
         self.queue: deque[_Task] = deque()
         self.running: _Task | None = None
         self.collectives = 0  # that it has begun
+
+    @property
+    def role(self) -> str:
+        """The worker's, which an engine knows when it has started."""
+        return str(self.worker.role)
 
     def die(self, error: str) -> None:
         """The process is gone, and with it all that was asked of it."""

@@ -58,7 +58,12 @@ def simulated(ray: SimulatedRay) -> Iterator[None]:
         stack.enter_context(mock.patch.object(connection, "placement_group", lambda *_, **__: _Group()))
         stack.enter_context(mock.patch.object(connection, "remove_placement_group", lambda _: None))
         # Models are files that no one changes: each is looked at once.
-        for name in ("ultramed_rl.online.run.chat_tokenizer", "ultramed_rl.models.reading.ChatTokenizer"):
+        readers = (
+            "online.run.chat_tokenizer",
+            "models.reading.ChatTokenizer",
+            "workers.judges.ChatTokenizer",
+        )
+        for name in [f"ultramed_rl.{reader}" for reader in readers]:
             stack.enter_context(mock.patch(name, _tokenizer))
         for name, look in LOOKS.items():
             stack.enter_context(mock.patch(name, look))
@@ -84,6 +89,7 @@ LOOKS = {
     name: _once(pkgutil.resolve_name(name))
     for name in (
         "ultramed_rl.models.checks.check_policy_model",
+        "ultramed_rl.models.checks.check_sampled_model",
         "ultramed_rl.models.checks.check_reward_model",
         "ultramed_rl.workers.scorers.check_reward_model",
         "ultramed_rl.cluster.memory.read_architecture",

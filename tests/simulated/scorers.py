@@ -10,6 +10,7 @@ from tests.simulated.engine import EPOCH
 from tests.simulated.ray import SimulatedRay, Takes
 from tests.simulated.weights import mix, read_weights, write_weights
 from ultramed_rl.actors.work import WorkBatch, WorkResult
+from ultramed_rl.config.cluster import ReplicaGroup
 from ultramed_rl.learning.packing import AnswerGroup
 from ultramed_rl.learning.seeds import seeded_number
 
@@ -43,8 +44,11 @@ class SimulatedScorer:
     ray: SimulatedRay
     role = ""
 
-    def __init__(self, rank: int, device: str, precision: str, batch_tokens: int, shards: int = 1) -> None:
-        self.rank, self.batch_tokens, self.ranks, self.weights = rank, batch_tokens, shards, ""
+    def __init__(
+        self, rank: int, device: str, precision: str, batch_tokens: int, group: ReplicaGroup
+    ) -> None:
+        self.rank, self.batch_tokens, self.weights = rank, batch_tokens, ""
+        self.ranks = group.replicas if group.in_lockstep else 1
 
     def load(self, path: str, trust_remote_code: bool = False) -> Takes:
         self.weights = read_weights(path)

@@ -60,7 +60,6 @@ from ultramed_rl.records import ChatRequest, Completion, PreferenceGroup, Prompt
 from ultramed_rl.scheduling.dispatch import WorkItem
 from ultramed_rl.scheduling.pool import Outcome, Pool, PoolRules
 from ultramed_rl.store import RoundRecord, RunDirectory
-from ultramed_rl.store.record_log import RecordLog
 from ultramed_rl.store.remote import RemoteCopy
 from ultramed_rl.store.remote_folder import WRITER, Lease, RemoteFolder
 from ultramed_rl.tracking.verdict import give_verdict
@@ -113,7 +112,7 @@ CONFIGS: list[Wording] = [
     ("not positive", config(training__learning_rate=-1.0),
      "my.yaml: training.learning_rate=-1.0: input should be greater than 0"),
     ("unknown kind", config(objective__type="dop"),
-     "my.yaml: objective.type='dop': must be one of dpo, robust_dpo, ipo, hinge, kto, kto_pair, nca_pair, nca, infonca, simpo, orpo; did you mean 'dpo'?"),
+     "my.yaml: objective.type='dop': must be one of dpo, robust_dpo, r_dpo, dpop, ipo, hinge, apo_zero, apo_down, sppo_hard, sppo, nca_pair, nca, infonca, simpo, orpo, raft, kto, kto_pair, mixture; did you mean 'dpop'?"),
     ("secret in an address", config(run__directory="s3://key:hunter2@bucket/runs"),
      "my.yaml: run.directory: its address holds a password, which config.yaml would keep; leave it out and let the environment have it: token_env and api_key_env name a variable, object stores read their own (AWS_SECRET_ACCESS_KEY)"),
     ("kind missing", config(prompts__sources=[{"uri": "a.jsonl"}]),
@@ -126,6 +125,12 @@ CONFIGS: list[Wording] = [
      "my.yaml: reward: exactly one of reward.path (a trained reward model), reward.ensemble (several) and reward.train (train one in this run) must be set, or none of them beside reward.terms"),
     ("engines on CPU", config(cluster__rollout__kv_cache_gib=None),
      "my.yaml: cluster.rollout.kv_cache_gib=null: must be set on cluster.device=cpu, say 1.0"),
+    ("8 bits on CPU", config(cluster__rollout__quantization="fp8"),
+     "my.yaml: cluster.rollout.quantization=fp8: needs cluster.device=cuda; set it to null"),
+    ("8 bits of float32", config(cluster__device="cuda", cluster__rollout__quantization="fp8"),
+     "my.yaml: cluster.rollout.quantization=fp8: engines compute in float32, from which vLLM rounds none; set cluster.rollout.precision=bfloat16"),
+    ("adapters of 4-bit weights", config(policy__lora={"sync": "adapter", "quantize": "nf4"}),
+     "my.yaml: policy.lora.sync=adapter: engines hold the base model whole, the policy in 4 bits (quantize=nf4); use sync=merged"),
     ("reference of an objective without one", config(objective={"type": "simpo"}),
      "my.yaml: reference: objective.type=simpo has no reference model; remove the section (or override: reference=null)"),
     ("pairs of a listwise objective", config(objective={"type": "nca"}, pairs__rejected="worst"),
@@ -151,7 +156,7 @@ CONFIGS: list[Wording] = [
     ("too few devices", plan(**LLAMA_8B, cluster={**ONE_GPU, "layout": "disaggregated"}),
      "cluster.policy: 1 processes x 1 devices = 1, but 0 of 1 x 1 = 1 devices are free (roles before it took the rest); lower its number, raise cluster.nodes, or use cluster.layout=colocated"),
     ("too little memory", plan(**LLAMA_8B, cluster=ONE_GPU),
-     "cluster.device_memory_gib=24 per GPU: too little for a GPU's processes and their CUDA contexts, 158.7 GiB; the largest is policy: weights 29.9 + gradients 59.8 + optimizer 59.8 + activations 3.2 + buffers 1.9 = 154.7 GiB; raise cluster.policy.zero_stage or cluster.policy.ranks, set cluster.policy.offload_optimizer, or lower training.micro_batch_tokens, prompts.max_prompt_tokens or sampling.max_new_tokens"),
+     "cluster.device_memory_gib=24 per GPU: too little for a GPU's processes and their CUDA contexts, 158.9 GiB; the largest is policy: weights 29.9 + gradients 59.8 + optimizer 59.8 + activations 3.5 + buffers 1.9 = 154.9 GiB; raise cluster.policy.zero_stage or cluster.policy.ranks, set cluster.policy.offload_optimizer, or lower training.micro_batch_tokens, prompts.max_prompt_tokens or sampling.max_new_tokens"),
 ]  # fmt: skip
 
 # -- data and models ---------------------------------------------------------------------------------------
@@ -260,7 +265,7 @@ DATA: list[Wording] = [
     ("template that fails", templated("{{ messages + 1 }}"),
      "model 'ROOT', chat_template='ROOT/mine.jinja': its chat template cannot render a chat of user, assistant (TypeError: can only concatenate list (not \"int\") to list); mend it, use another, or leave out what it refuses"),
     ("unknown benchmark", lambda root: find_task("medqua"),
-     "task 'medqua': no such benchmark; did you mean 'medqa'? Name one of medqa, medmcqa, pubmedqa, mmlu_medical, medxpertqa, mmlu_pro_health, bioasq_yesno, bioasq_factoid, bioasq_list, kqa"),
+     "task 'medqua': no such benchmark; did you mean 'medqa'? Name one of medqa, medmcqa, pubmedqa, mmlu_medical, medxpertqa, mmlu_pro_health, bioasq_yesno, bioasq_factoid, bioasq_list, kqa, alpaca_eval, mt_bench"),
 ]  # fmt: skip
 
 # -- models ------------------------------------------------------------------------------------------------
@@ -348,11 +353,6 @@ def pruned(root: Path) -> object:
         return record.phase_directory("checkpoint", lambda folder: {})
 
 
-def other_rows(root: Path) -> object:
-    RecordLog(root / "work", ["one"]).close()
-    return RecordLog(root / "work", ["another"])
-
-
 STORE: list[Wording] = [
     ("run is there", again(resume=False),
      "ROOT/runs/tiny: holds a run already; go on with it by --resume, or choose another run.name"),
@@ -368,8 +368,6 @@ STORE: list[Wording] = [
      "ROOT/runs/tiny/rounds/000/prompts.parquet: made from other inputs (DIGEST, now DIGEST); put it back, or delete it and prompts.json beside it to compute it again"),
     ("pruned", pruned,
      "ROOT/runs/tiny/rounds/000/checkpoint: missing, was pruned (run.keep_checkpoints); put it back, or delete it and checkpoint.json beside it to compute it again"),
-    ("record log of other inputs", other_rows,
-     "ROOT/work: holds results of other inputs (DIGEST, now DIGEST); delete the folder to begin anew"),
 ]  # fmt: skip
 
 # -- the copy of a run at a URL ----------------------------------------------------------------------------

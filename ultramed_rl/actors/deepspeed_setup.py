@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,9 @@ from torch import nn
 
 from ultramed_rl.config.cluster import TrainerGroup
 from ultramed_rl.config.rounds import Optimization
+from ultramed_rl.learning.costs import zero3_limits
+from ultramed_rl.models.files import decoder_config, text_model
+from ultramed_rl.models.load import PolicyModel, RewardModel
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,12 @@ def join_ranks(rank: int, world_size: int, address: str, port: int, device: str)
     deepspeed.init_distributed(dist_backend=backend, rank=rank, world_size=world_size, verbose=False)
 
 
+def sharing_ranks(count: int) -> torch.distributed.ProcessGroup | None:
+    """The ranks that share this one's micro-batches, itself among them: so many that follow each other, and with them are on
+    one node where that has a multiple. Collective."""
+    return torch.distributed.new_subgroups(count)[0] if count > 1 else None
+
+
 def most_of_ranks(count: int, device: torch.device | str) -> int:
     """The largest count among ranks that must do something equally often. Collective."""
     most = torch.tensor(count, device=device)
@@ -62,12 +72,11 @@ def most_of_ranks(count: int, device: torch.device | str) -> int:
     return int(most)
 
 
-def deepspeed_config(spec: EngineSpec) -> dict[str, Any]:
-    """DeepSpeed's own config. Accumulation is ours (see `Engine.step`), so it is 1 there."""
+def deepspeed_config(spec: EngineSpec, lm: nn.Module | None = None) -> dict[str, Any]:
+    """DeepSpeed's own config, complete with the model. Accumulation is ours (see `Engine.step`), so it is 1 there."""
     zero: dict[str, Any] = {"stage": spec.group.zero_stage}
-    if spec.group.zero_stage == 3:
-        # Weights leave through GatheredParameters; small ones stay whole, which saves a gather each.
-        zero["stage3_param_persistence_threshold"] = 10_000
+    if spec.group.zero_stage == 3 and lm is not None:
+        zero |= limits_of(lm)
     if spec.group.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     # Of gradients that are partitioned; with it stage 1 would have another optimizer. See `Engine` for the other stages.
@@ -85,6 +94,28 @@ def deepspeed_config(spec: EngineSpec) -> dict[str, Any]:
     }
 
 
+def settle_persistence(module: nn.Module, config: dict[str, Any]) -> None:
+    """What is never split is said by this config alone, before an engine takes the module. `zero.Init` had another limit
+    while it loaded; what is above the engine's and below that one would stay whole, and never be updated."""
+    from deepspeed.runtime.zero.partition_parameters import Init
+
+    if limit := config["zero_optimization"].get("stage3_param_persistence_threshold"):
+        Init.param_persistence_threshold = limit  # of adapters, which are split when the engine begins
+        for parameter in module.parameters():
+            parameter.ds_persist = False
+
+
+def limits_of(lm: Any) -> dict[str, int]:
+    """What stage 3 gathers ahead and keeps of a model, which may be split already."""
+    layers = next(m for m in text_model(lm).modules() if isinstance(m, nn.ModuleList))
+    ends = (m for m in (lm.get_input_embeddings(), lm.get_output_embeddings()) if m is not None)
+
+    def largest(modules: Iterable[nn.Module]) -> int:
+        return max(sum(getattr(p, "ds_numel", p.numel()) for p in m.parameters()) for m in modules)
+
+    return zero3_limits(largest(layers), largest(ends), decoder_config(lm.config).hidden_size)
+
+
 def loading_context(config: dict[str, Any]) -> Any:
     """With ZeRO-3, `from_pretrained` must know of this config, so that no rank ever holds the whole model. Keep it alive."""
     if config["zero_optimization"]["stage"] != 3:
@@ -94,13 +125,14 @@ def loading_context(config: dict[str, Any]) -> Any:
     return HfDeepSpeedConfig(config)
 
 
-def inference_config(precision: str) -> dict[str, Any]:
-    """ZeRO-3 for a frozen model: weights are split over ranks and stream from host memory."""
+def inference_config(precision: str, lm: nn.Module | None = None) -> dict[str, Any]:
+    """ZeRO-3 for a frozen model, complete with it: weights are split over ranks and stream from host memory."""
     return {
         "train_micro_batch_size_per_gpu": 1,
         "zero_optimization": {
             "stage": 3,
             "offload_param": {"device": "cpu", "pin_memory": torch.cuda.is_available()},
+            **(limits_of(lm) if lm is not None else {}),
         },
         "bf16": {"enabled": precision == "bfloat16"},
         "steps_per_print": 10**9,
@@ -121,10 +153,12 @@ def build_host_adam() -> None:
         ) from None
 
 
-def shard_for_inference(module: nn.Module, precision: str) -> nn.Module:
+def shard_for_inference(module: PolicyModel | RewardModel, precision: str) -> nn.Module:
     """Wrap a frozen module that was loaded under `loading_context`. Collective."""
     import deepspeed
 
-    backend, *_ = deepspeed.initialize(model=module, config=inference_config(precision))
+    config = inference_config(precision, module.lm)
+    settle_persistence(module, config)
+    backend, *_ = deepspeed.initialize(model=module, config=config)
     backend.eval()  # DeepSpeed's returns nothing
     return backend

@@ -11,7 +11,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from ultramed_rl.actors.deepspeed_setup import EngineSpec, deepspeed_config
+from ultramed_rl.actors.deepspeed_setup import EngineSpec, deepspeed_config, settle_persistence
+from ultramed_rl.actors.host_memory import HostMemory
+from ultramed_rl.models.files import text_model
 from ultramed_rl.models.load import ADAPTER_FOLDER, PolicyModel, RewardModel, save_model
 from ultramed_rl.models.lora import (
     adapter_parameters,
@@ -47,7 +49,11 @@ class NonFiniteError(RuntimeError):
 
 
 class Engine:
-    """One rank of a data-parallel training engine."""
+    """One rank of a training engine.
+
+    To DeepSpeed all ranks are data-parallel. Those that share a micro-batch have its loss alike, and by it different parts of
+    its gradient: added up over all ranks, gradients are those of one rank that computes everything.
+    """
 
     def __init__(self, module: PolicyModel | RewardModel, spec: EngineSpec) -> None:
         import deepspeed
@@ -56,8 +62,11 @@ class Engine:
         self.spec = spec
         if (head := module.lm.get_output_embeddings()) is not None:
             set_z3_leaf_module(head, True)  # it is called once a pass, and with it its adapters are gathered
+        # Which experts are called, and in what order, is not the same on all ranks.
+        for block in (m for m in module.lm.modules() if hasattr(m, "experts")):
+            set_z3_leaf_module(block, True)
         if spec.training.gradient_checkpointing:
-            module.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            checkpoint_layers(module.lm, spec.training.checkpointed_layers)
         trainable = [p for p in module.parameters() if p.requires_grad]
         decay = spec.training.weight_decay
         constants: dict[str, Any] = {"lr": 0.0, "betas": (0.9, 0.95), "weight_decay": decay}
@@ -67,17 +76,37 @@ class Engine:
             optimizer = DeepSpeedCPUAdam(trainable, adamw_mode=True, **constants)
         else:
             optimizer = torch.optim.AdamW(trainable, fused=True, **constants)
-        self.backend, *_ = deepspeed.initialize(
-            model=module, optimizer=optimizer, config=deepspeed_config(spec)
-        )
+        config = deepspeed_config(spec, module.lm)
+        settle_persistence(module, config)
+        self.backend, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
         if spec.group.zero_stage < 2:
             for parameter in trainable:
                 parameter.grad_dtype = torch.float32
         self.module: PolicyModel | RewardModel = self.backend.module
         self.device = torch.device(spec.device)
         self.skipped_steps = 0
+        self._host_sums: list[torch.Tensor] = []  # of this rank's gradients, see `_keep_in_float32`
+        self._host = HostMemory()
         self._begun: torch.Tensor | None = None  # of the masters, when the round began
+        if spec.group.zero_stage == 3:
+            self._record_backward_too()
         self._forget_moments()  # DeepSpeed's stage 0 has taken an empty step to make them, in bfloat16
+
+    def _record_backward_too(self) -> None:
+        """ZeRO-3 records the calls of one pass, to fetch weights ahead in those after it, and forgets them where one has more.
+        A pass without gradients that was recorded (KTO's reference points, an evaluation before the first step) has no
+        backward half, so the next pass with gradients is recorded instead. One without them is then its first half."""
+        coordinator = self.backend.optimizer.parameter_offload.get_param_coordinator()
+        whole = False
+
+        def before(*_: Any) -> None:
+            nonlocal whole
+            if torch.is_grad_enabled() and not whole and not coordinator.is_invalid_trace():
+                coordinator._invalidate_trace()
+            if coordinator.is_invalid_trace():
+                whole = torch.is_grad_enabled()
+
+        self.module.register_forward_pre_hook(before, prepend=True)
 
     # -- step ----------------------------------------------------------------------------------------------
 
@@ -110,11 +139,16 @@ class Engine:
         for index, loss in enumerate(losses):
             finite = torch.isfinite(loss.detach())
             broken += ~finite
-            self.backend.set_gradient_accumulation_boundary(index == micro_batches - 1)
+            last = index == micro_batches - 1
+            if self._sums_on_host:  # to DeepSpeed each micro-batch is a step's only one
+                self.backend.optimizer.micro_step_id = -1
+            self.backend.set_gradient_accumulation_boundary(last or self._sums_on_host)
             # Replaced, not left out: other ranks wait in this backward pass. DeepSpeed averages gradients over ranks.
             self.backend.backward(torch.where(finite, loss, torch.zeros_like(loss)) * ranks)
-            self._keep_in_float32()
-        own = torch.cat([sums.values, torch.stack([broken, self._own_square()])])
+            self._keep_in_float32(last)
+        # Of these the square alone isn't the same on ranks that share a micro-batch.
+        square = self._own_square() * self.spec.group.sequence_parallel
+        own = torch.cat([sums.values, torch.stack([broken, square])])
         *totals, non_finite, square = self.total(
             own
         ).tolist()  # all that a step waits for: ranks, then the device
@@ -128,12 +162,38 @@ class Engine:
         self.backend.step()
         return norm, dict(zip(sums.names, totals, strict=True))
 
-    def _keep_in_float32(self) -> None:
+    @property
+    def _sums_on_host(self) -> bool:
+        return self.spec.group.offload_optimizer and self.spec.group.zero_stage == 2
+
+    def _keep_in_float32(self, last: bool) -> None:
         """Stages 0, 1 and 3 add up micro-batches in float32 by themselves; bfloat16 would lose what is below 2^-8 of the sum.
-        Stage 2 adds them to the first one's gradients in these gradients' type."""
+        Stage 2 adds them to the first one's gradients in these gradients' type; with the optimizer on the host it would
+        round the sum to bfloat16 again and again, so each micro-batch's gradients are added to the others' here."""
+        if self._sums_on_host:
+            self._add_on_host(last)
+            return
         for kept in getattr(self.backend.optimizer, "all_grad_tensors", {}).values():
             if kept is not None:
                 kept[:] = [gradient.float() for gradient in kept]
+
+    def _add_on_host(self, last: bool) -> None:
+        """Add a micro-batch's gradients to those before, and give DeepSpeed the sum with the `last`, and its norms."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()  # DeepSpeed copies them to the host while backward goes on
+        gradients, optimizer = self._gradients(), self.backend.optimizer
+        self._host_sums = self._host_sums or [torch.zeros_like(g) for g in gradients]
+        for kept, gradient in zip(self._host_sums, gradients, strict=True):
+            kept += gradient
+            gradient.zero_()
+            if last:
+                gradient += kept
+                kept.zero_()
+        if last:  # it clips by the norms that it took of the last micro-batch alone
+            for name in optimizer.norm_for_param_grads:
+                group, _, start, size = optimizer.grad_position[name]
+                part = optimizer.single_partition_of_fp32_groups[group].grad[start : start + size]
+                optimizer.norm_for_param_grads[name] = torch.linalg.vector_norm(part)
 
     def _own_square(self) -> torch.Tensor:
         """This rank's part of the squared gradient norm, float64, on the device."""
@@ -172,20 +232,30 @@ class Engine:
             gradient.fill_(1e-12)
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum over ranks."""
+        """Sum over ranks; of those that share micro-batches, each of which has the same numbers, the mean counts."""
         summed = values.detach().clone().to(self.device)
         dist.all_reduce(summed)
-        return summed
+        return summed / self.spec.group.sequence_parallel
 
     # -- weights -------------------------------------------------------------------------------------------
 
-    def full(self, parameters: Sequence[nn.Parameter]) -> AbstractContextManager[Any]:
-        """Within it, ZeRO-3's partitioned parameters are whole on every rank."""
-        if self.spec.group.zero_stage != 3:
-            return nullcontext()
-        import deepspeed
+    @contextmanager
+    def full(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+        """Within it, ZeRO-3's partitioned parameters are whole on every rank: all of them by one gather, where DeepSpeed's
+        GatheredParameters takes one for each. Collective."""
+        split: list[Any] = []
+        if self.spec.group.zero_stage == 3:
+            from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 
-        return deepspeed.zero.GatheredParameters(list(parameters))
+            # Small ones are whole at all times.
+            split = [p for p in parameters if getattr(p, "ds_status", None) == ZeroParamStatus.NOT_AVAILABLE]
+        if split:
+            split[0].all_gather_coalesced(split).wait()
+        try:
+            yield
+        finally:
+            if split:
+                split[0].partition(param_list=split)
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """All that a checkpoint holds, whole, one at a time, under its Hugging Face name. Collective."""
@@ -194,6 +264,11 @@ class Engine:
     def weight_shapes(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
         """Name, type and whole shape of everything that `weights` yields, in its order."""
         return list(merged_shapes(self.module.lm))
+
+    def adapters(self) -> dict[str, torch.Tensor]:
+        """A LoRA model's adapters by peft's names, on the CPU. Collective."""
+        with self.full(adapter_parameters(self.module.lm)):
+            return adapter_state(self.module.lm)
 
     def save(self, directory: str, tokenizer: ChatTokenizer) -> None:
         """Write a Hugging Face checkpoint from rank 0; adapters beside the merged weights, which cannot be taken apart
@@ -208,8 +283,7 @@ class Engine:
         if main:
             save_model(self.module, tokenizer.backend, directory, state, tokenizer.end_id)
         if adapted:
-            with self.full(adapter_parameters(self.module.lm)):
-                adapters = adapter_state(self.module.lm)
+            adapters = self.adapters()
             if main:
                 save_adapter(self.module.lm, adapters, Path(directory) / ADAPTER_FOLDER)
         dist.barrier()
@@ -316,16 +390,14 @@ class Engine:
         """Move everything off the GPU while other roles have it. Nothing to do on CPU."""
         if self.device.type == "cpu":
             return
-        if self.spec.group.zero_stage == 3:
+        if self.spec.group.zero_stage > 0:
             from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum as State
 
-            # DeepSpeed moves masters and Adam's states of its own FusedAdam only; ours are moved below.
-            self.backend.offload_states(
-                include=[State.lp_params, State.lp_grads, State.contiguous_grad_buffer]
-            )
-        elif self.spec.group.zero_stage > 0:
-            self.backend.offload_states()
-        self._move_rest("cpu")
+            # At stage 3 DeepSpeed moves masters of its own FusedAdam only; those of ours are moved below.
+            own = State.contiguous_grad_buffer if self.spec.group.zero_stage == 3 else State.hp_params
+            self.backend.offload_states(include=[own, State.lp_params, State.lp_grads])
+        self._host.store(self._left())
+        self._move_gradients("cpu")
         torch.cuda.empty_cache()
 
     def reload(self) -> None:
@@ -333,28 +405,46 @@ class Engine:
         if self.device.type == "cpu":
             return
         if self.spec.group.zero_stage > 0:
+            optimizer = vars(self.backend.optimizer)
+            pinned = {name: kept for name, kept in optimizer.items() if name.endswith("_pin_buffers")}
             self.backend.reload_states()
-        self._move_rest(self.device)
+            optimizer.update(pinned)  # stages 1 and 2 give them up, and would lock others the next time
+        self._host.restore(self._left(), self.device)
+        self._move_gradients(self.device)
 
-    def _move_rest(self, device: torch.device | str) -> None:
-        """What DeepSpeed leaves: all of stage 0, frozen weights of stages 1 and 2, the optimizer of 0 and 3."""
-        if self.spec.group.zero_stage == 0:
-            self.module.to(device)
-        elif self.spec.group.zero_stage < 3:
-            frozen = (p for p in self.module.parameters() if not p.requires_grad)
-            for tensor in (*frozen, *self.module.buffers()):
-                tensor.data = tensor.data.to(device)
-        if self.spec.group.zero_stage in (1, 2) or self.spec.group.offload_optimizer:
-            return
+    def _left(self) -> list[torch.Tensor]:
+        """What DeepSpeed leaves on the GPU: all of stage 0, frozen weights of stages 1 and 2, masters of 3, Adam's moments."""
+        stage = self.spec.group.zero_stage
+        left: list[torch.Tensor] = []
+        if stage < 3:
+            left += [p for p in self.module.parameters() if stage == 0 or not p.requires_grad]
+            left += self.module.buffers()
+        if self.spec.group.offload_optimizer:
+            return left
         optimizer = self.backend.optimizer
-        masters = [*getattr(optimizer, "fp32_partitioned_groups_flat", ())]  # of stage 3
-        masters += [p for group in getattr(optimizer, "fp32_groups", ()) for p in group]  # of stage 0 in bf16
-        for master in masters:
-            master.data = master.data.to(device)
-        for state in getattr(optimizer, "optimizer", optimizer).state.values():
-            for name, value in state.items():
-                if torch.is_tensor(value) and value.dim():
-                    state[name] = value.to(device)
+        left += getattr(optimizer, "fp32_partitioned_groups_flat", ())  # of stage 3
+        # Of stage 0 in bfloat16.
+        left += [master for group in getattr(optimizer, "fp32_groups", ()) for master in group]
+        states = getattr(optimizer, "optimizer", optimizer).state.values()
+        return left + [v for state in states for v in state.values() if torch.is_tensor(v) and v.dim()]
+
+    def _move_gradients(self, device: torch.device | str) -> None:
+        """Those of stage 0, where a step leaves any."""
+        for parameter in self.module.parameters() if self.spec.group.zero_stage == 0 else ():
+            if parameter.grad is not None:
+                parameter.grad.data = parameter.grad.data.to(device)
+
+
+def checkpoint_layers(lm: Any, count: int | None) -> None:
+    """Compute the activations of a model's layers again in the backward pass: of all of them, or so many from the first on.
+    Their turn comes last, when what the others keep is gone: so the one that is whole at a time takes that room."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if count is not None:
+        layers = [m for m in text_model(lm).modules() if isinstance(m, GradientCheckpointingLayer)]
+        for layer in layers[count:]:
+            layer.gradient_checkpointing = False
 
 
 def sample_of(masters: Sequence[torch.Tensor]) -> torch.Tensor:

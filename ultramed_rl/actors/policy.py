@@ -86,7 +86,8 @@ class PolicyWorker(TrainWorker):
         max_length: int,
     ) -> PreferenceSet:
         check_groups(groups, self.shape.vocab, max_length, paired=not objective.unpaired)
-        return PreferenceSet.at_hand(groups, references, max_length, packed=self._packed)
+        how = {"packed": self._packed, "chosen_only": objective.chosen_only}
+        return PreferenceSet.at_hand(groups, references, max_length, **how)
 
     def learn_round(
         self,
@@ -115,7 +116,7 @@ class PolicyWorker(TrainWorker):
             check_references(groups, logprobs)
             references = dict(zip(own, logprobs, strict=True))
         index = GroupIndex(pairs.ids, pairs.answer_counts.tolist(), tokens)
-        data = PreferenceSet(pairs, references, max_length, index)
+        data = PreferenceSet(pairs, references, max_length, index, objective.chosen_only)
         task = PreferenceTask(self.engine, self.shape, data, objective)
         if start:  # the steps before were of the same training, and so are those that it skipped
             self.task = task

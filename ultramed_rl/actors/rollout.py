@@ -3,40 +3,68 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import math
 import os
+import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from ultramed_rl.actors.weight_sync import WeightBucket
+from ultramed_rl.actors.seeded_sampling import sample_with_few_numbers
+from ultramed_rl.actors.weight_sync import ADAPTER, WeightBucket
 from ultramed_rl.actors.work import WorkBatch, Worker, WorkResult
-from ultramed_rl.config.cluster import RolloutGroup
-from ultramed_rl.records import Completion, OptionLogprobs, OptionRequest, SamplingRequest
+from ultramed_rl.config.cluster import EngineGroup
+from ultramed_rl.config.models import LORA_RANKS
+from ultramed_rl.models.lora import ADAPTER_FILE
+from ultramed_rl.records import (
+    Completion,
+    OptionLogprobs,
+    OptionRequest,
+    SamplingRequest,
+    TokenChoice,
+    WeighedCompletion,
+    WeighedRequest,
+)
 from ultramed_rl.token_ids import TokenIds
 
 _ALL = frozenset({"weights", "kv_cache"})  # vLLM's tags of what can sleep
+_LIKELIEST = 20  # tokens of a place that come with a weighed request: as many as vLLM gives by default
+# vLLM's names: here a scale for each output of a weight and for each token.
+QUANTIZATIONS = {None: None, "fp8": "fp8_per_channel"}
 _MOST_LOGPROBS = 128  # of one token, that vLLM gives for a request
 Tokens = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class EngineArguments:
-    """What a rollout engine is started with."""
+    """What an engine is started with.
+
+    Attributes:
+        sleep_level: vLLM's, of one that takes turns on its GPU: 1 takes the weights to host memory, 2 forgets them, and
+            an update brings others. 0 never sleeps.
+        lora_rank: of a policy whose adapters alone are sent; else 0.
+        adapter: its folder, where the engine begins with one.
+    """
 
     model: str
     device: str
     precision: str
     max_length: int
-    group: RolloutGroup
+    group: EngineGroup
     transfer_backend: str
-    sleeps: bool
+    sleep_level: int = 0
+    lora_rank: int = 0
+    adapter: str | None = None
     trust_remote_code: bool = False
+    revision: str | None = None  # of a hub id
 
 
 class RolloutWorker(Worker):
@@ -48,34 +76,45 @@ class RolloutWorker(Worker):
         self._under_way: dict[str, SamplingRequest] = {}
         self._asleep: set[str] = set()  # what vLLM has taken off the GPU
         self._updating = False
+        self._forgot = False  # whether the weights are gone since it slept
+        self._adapter: Any = None  # vLLM's request for the policy's adapters
 
     def start(self, arguments: EngineArguments, stop_token: int | None, version: int) -> None:
         """Load the model into vLLM. Without a stop token it weighs options and answers nothing. Raises ValueError:
-        the model's weights hold NaN."""
+        the model's weights hold NaN, or this GPU cannot compute in 8 bits."""
         from vllm import LLM, SamplingParams, TokensPrompt
-        from vllm.config import WeightTransferConfig
 
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         group, self.arguments, self.stop_token = arguments.group, arguments, stop_token
         self.device = arguments.device
         if arguments.device == "cpu":
             sample_with_few_numbers()
+        elif group.quantization == "fp8" and (capability := torch.cuda.get_device_capability()) < (8, 9):
+            raise ValueError(
+                f"quantization=fp8: needs a GPU of compute capability 8.9 or newer, and this one is of "
+                f"{capability[0]}.{capability[1]}; set it to null"
+            )
         self.llm = LLM(
             model=arguments.model,
             tokenizer=arguments.model,
+            revision=arguments.revision,
+            tokenizer_revision=arguments.revision,
             dtype=arguments.precision,
+            quantization=QUANTIZATIONS[group.quantization],
             max_model_len=arguments.max_length,
             max_num_seqs=group.max_num_seqs,
             tensor_parallel_size=group.tensor_parallel,
             enforce_eager=group.enforce_eager,
             trust_remote_code=arguments.trust_remote_code,
-            weight_transfer_config=WeightTransferConfig(backend=arguments.transfer_backend),
             generation_config="vllm",
             language_model_only=True,  # of a model that also sees: nothing is shown to it
             # Free whitespace would let a small model write nothing else.
             structured_outputs_config={"backend": "guidance", "disable_any_whitespace": True},
             **self._device_arguments(),
+            **self._sync_arguments(),
         )
+        if arguments.adapter is not None:
+            self._load_adapter(arguments.adapter)
         # vLLM would sample from logits that are no numbers without a word.
         one = SamplingParams(max_tokens=1, temperature=0.0, logprobs=0, detokenize=False)
         (output,) = self.llm.generate([TokensPrompt(prompt_token_ids=[0])], one, use_tqdm=False)
@@ -99,7 +138,19 @@ class RolloutWorker(Worker):
             }
         if group.tensor_parallel > 1:
             own["distributed_executor_backend"] = "ray"
-        return own | {"gpu_memory_utilization": group.memory_fraction, "enable_sleep_mode": arguments.sleeps}
+        return own | {
+            "gpu_memory_utilization": group.memory_fraction,
+            "enable_sleep_mode": arguments.sleep_level > 0,
+        }
+
+    def _sync_arguments(self) -> dict[str, Any]:
+        from vllm.config import WeightTransferConfig
+
+        if self.arguments.transfer_backend != ADAPTER:
+            backend = self.arguments.transfer_backend
+            return {"weight_transfer_config": WeightTransferConfig(backend=backend)}
+        room = next(rank for rank in LORA_RANKS if rank >= self.arguments.lora_rank)
+        return {"enable_lora": True, "max_lora_rank": room, "max_loras": 1}
 
     def work(self, work: WorkBatch) -> WorkResult:
         """Take up new requests and go on with the old ones, until all are done or the turn's seconds are over.
@@ -117,7 +168,8 @@ class RolloutWorker(Worker):
         self._add([(key, r) for key, r in work.requests if isinstance(r, SamplingRequest)], report)
         if questions:
             assert not self._under_way, "options are scored by an engine that does nothing else"
-            scored = score_options(self.llm, [request for _, request in questions], self.policy_version)
+            asked = [request for _, request in questions]
+            scored = score_options(self.llm, asked, self.policy_version, self._adapter)
             report.done.extend((options.question_id, options) for options in scored)
         self._step(started + work.seconds, report)
         return replace(report, ended=time.time())
@@ -138,14 +190,14 @@ class RolloutWorker(Worker):
                 "max_tokens": request.max_new_tokens,
                 "seed": request.seed,
                 "stop_token_ids": [self.stop_token],
-                "logprobs": 0,
+                "logprobs": _LIKELIEST if isinstance(request, WeighedRequest) else 0,
                 "output_kind": RequestOutputKind.FINAL_ONLY,
             }
             prompt = TokensPrompt(prompt_token_ids=list(request.prompt.token_ids))
             try:
                 form = StructuredOutputsParams(json=request.schema) if request.schema else None
                 sampling = SamplingParams(**parameters, structured_outputs=form)
-                self.llm.llm_engine.add_request(key, prompt, sampling)
+                self.llm.llm_engine.add_request(key, prompt, sampling, lora_request=self._adapter)
             except ValueError as error:  # too long for the engine, or a schema that it cannot hold
                 report.failed.append((key, str(error)))
             else:
@@ -167,32 +219,45 @@ class RolloutWorker(Worker):
                 return
 
     def _completions(self, request: SamplingRequest, output: Any) -> list[Completion]:
-        return [
-            Completion(
-                prompt_id=request.prompt.prompt_id,
-                sample=answer.index,
-                text=answer.text,
-                token_ids=TokenIds(answer.token_ids),
-                finish_reason=answer.finish_reason or "unknown",
-                logprob=float(answer.cumulative_logprob or 0.0),
-                policy_version=self.policy_version,
-            )
-            for answer in sorted(output.outputs, key=lambda a: a.index)
-        ]
+        found: list[Completion] = []
+        for answer in sorted(output.outputs, key=lambda a: a.index):
+            fields: dict[str, Any] = {
+                "prompt_id": request.prompt.prompt_id,
+                "sample": answer.index,
+                "text": answer.text,
+                "token_ids": TokenIds(answer.token_ids),
+                "finish_reason": answer.finish_reason or "unknown",
+                "logprob": float(answer.cumulative_logprob or 0.0),
+                "policy_version": self.policy_version,
+            }
+            if isinstance(request, WeighedRequest):
+                choices = token_choices(answer, self.stop_token)[-request.places :]
+                found.append(WeighedCompletion(**fields, choices=choices))
+            else:
+                found.append(Completion(**fields))
+        return found
 
     def init_weight_transfer(self, init_info: dict[str, Any]) -> None:
         """Open this end of the weights' way, while ranks open theirs in `meet_engines`."""
-        self.llm.init_weight_transfer_engine({"init_info": init_info})
+        if self.arguments.transfer_backend != ADAPTER:
+            self.llm.init_weight_transfer_engine({"init_info": init_info})
 
     def pull_weights(self, bucket: WeightBucket, version: int) -> None:
         """Take a bucket of weights, while ranks send it in `push_weights`. With the last one the engine holds this
         policy version."""
+        if "adapter" in bucket.info:
+            self._take_adapter(bucket.info, version)
+            return
         if bucket.first:
             self._begin_update()
         self.llm.update_weights({"update_info": bucket.info})
         if bucket.last:
             self.llm.finish_weight_update(str(version))
             self._updating = False
+            if self._forgot:
+                missing = sorted({name for names in self.llm.apply_model(unfilled) for name in names})
+                assert not missing, f"no update brings what the engine forgot when it slept: {missing[:5]}"
+                self._forgot = False
             self.llm.reset_prefix_cache()
             self.policy_version = version
 
@@ -210,15 +275,35 @@ class RolloutWorker(Worker):
         self.llm.start_weight_update()
         self._updating = True
 
+    def _take_adapter(self, info: dict[str, Any], version: int) -> None:
+        self.policy_version = -1
+        self._cancel(list(self._under_way))
+        with tempfile.TemporaryDirectory(prefix="ultramed_rl-adapter-") as folder:
+            (Path(folder) / ADAPTER_FILE).write_bytes(info["adapter"])
+            (Path(folder) / "adapter_config.json").write_text(json.dumps(info["config"]))
+            self._load_adapter(folder)
+        self.llm.reset_prefix_cache()
+        self.policy_version = version
+
+    def _load_adapter(self, folder: str) -> None:
+        """In the place of the one before. Raises ValueError: adapters of layers that vLLM gives none."""
+        from vllm.lora.request import LoRARequest
+
+        self.llm.llm_engine.add_lora(LoRARequest("policy", 1, folder, load_inplace=True))
+        self._adapter = LoRARequest("policy", 1, folder)  # which asks for what is loaded
+
     def version(self) -> int:
         """The policy version this engine holds; -1 in the middle of an update."""
         return self.policy_version
 
     def offload(self) -> None:
-        if self.arguments.sleeps and self._asleep != _ALL:
+        level = self.arguments.sleep_level
+        if level and self._asleep != _ALL:
             self.reload()  # vLLM takes an engine that is half awake for asleep, and would leave it so
-            self.llm.sleep(level=1)  # which keeps the weights in host memory
+            self.llm.sleep(level=level)
             self._asleep = set(_ALL)
+            if level == 2:
+                self.policy_version, self._forgot = -1, True
         gc.collect()
 
     def reload_weights(self) -> None:
@@ -233,6 +318,39 @@ class RolloutWorker(Worker):
         if asleep:
             self.llm.wake_up(tags=sorted(asleep, reverse=True))
             self._asleep -= asleep
+            if self._forgot and "weights" in asleep:
+                self.llm.apply_model(empty)
+
+
+# -- weights that sleep forgets -------------------------------------------------------------------------
+
+
+def empty(model: nn.Module) -> None:
+    """Mark every weight as not there. Buffers, such as rotary frequencies, vLLM has kept and brought back."""
+    for weight in model.parameters():
+        if weight.is_floating_point():
+            weight.data.fill_(math.nan)
+
+
+def unfilled(model: nn.Module) -> list[str]:
+    """Names of weights that nothing was written to since `empty`: their first and last number are NaN."""
+    weights = [(n, w.detach()) for n, w in model.named_parameters() if w.is_floating_point() and w.numel()]
+    if not weights:
+        return []
+    ends = [[w[(place,) * w.dim()].float() for place in (0, -1)] for _, w in weights]
+    gone = torch.stack([torch.stack(pair) for pair in ends]).isnan().all(dim=1).tolist()
+    return [name for (name, _), is_gone in zip(weights, gone, strict=True) if is_gone]
+
+
+def token_choices(answer: Any, stop_token: int | None) -> tuple[TokenChoice, ...]:
+    """Of a vLLM output with logprobs each token and the likeliest in its place, without the end of turn."""
+    return tuple(
+        TokenChoice(
+            found[token].decoded_token or "", {(c.decoded_token or ""): c.logprob for c in found.values()}
+        )
+        for token, found in zip(answer.token_ids, answer.logprobs, strict=True)
+        if token != stop_token
+    )
 
 
 # -- options of a question ------------------------------------------------------------------------------
@@ -252,7 +370,9 @@ def add_up(options: Sequence[Tokens], logprobs: Mapping[tuple[Tokens, int], floa
     return tuple(sum(logprobs[option[:k], token] for k, token in enumerate(option)) for option in options)
 
 
-def score_options(llm: Any, requests: Sequence[OptionRequest], version: int) -> Iterator[OptionLogprobs]:
+def score_options(
+    llm: Any, requests: Sequence[OptionRequest], version: int, adapter: Any = None
+) -> Iterator[OptionLogprobs]:
     """The options' logprobs under the engine's model, in nats; each request's as soon as it is done.
 
     The options form a tree. At each of its branches one token's logprobs are asked for, of just the tokens that some
@@ -277,7 +397,7 @@ def score_options(llm: Any, requests: Sequence[OptionRequest], version: int) -> 
                     detokenize=False,
                 )
                 prompt = TokensPrompt(prompt_token_ids=[*request.context, *beginning])
-                engine.add_request(identity, prompt, one_token)
+                engine.add_request(identity, prompt, one_token, lora_request=adapter)
     missing = Counter(number for number, _ in asked.values())
     known: dict[int, dict[tuple[Tokens, int], float]] = defaultdict(dict)
     while engine.has_unfinished_requests():
@@ -289,48 +409,3 @@ def score_options(llm: Any, requests: Sequence[OptionRequest], version: int) -> 
             if not missing[number]:
                 values = add_up(requests[number].options, known.pop(number))
                 yield OptionLogprobs(requests[number].question_id, values, version)
-
-
-# -- seeded sampling on CPU -----------------------------------------------------------------------------
-
-
-def sample_rows(probs: torch.Tensor, generators: Mapping[int, torch.Generator]) -> torch.Tensor:
-    """[B] tokens, one for each row of `probs` [B, V], drawn with the row's own generator.
-
-    A row's token depends on its probabilities and its generator alone, whatever else is in the batch. Rows need not
-    sum to one; a token without probability is never drawn.
-    """
-    drawn = torch.stack([torch.rand((), generator=generators[row]) for row in range(len(probs))])
-    # In double precision: u < 1 then keeps u * total below the total, so that the last token drawn has probability.
-    reached = probs.cumsum(dim=-1, dtype=torch.float64)
-    points = drawn.to(torch.float64).unsqueeze(1) * reached[:, -1:]
-    return torch.searchsorted(reached, points, right=True).squeeze(1)
-
-
-def sample_with_few_numbers() -> None:
-    """Let vLLM's CPU sampler of this process draw one random number a row where every row has a seed; twice is once.
-
-    vLLM fills a row of noise as long as the vocabulary for each request that has a seed of its own, after it has filled
-    them all without: a third of a step of a small model. The inverse of the cumulative distribution needs one uniform
-    number a row, and draws from exactly the same distribution.
-    """
-    from vllm.v1.sample.ops import topk_topp_sampler as ops
-
-    theirs = ops.TopKTopPSampler.forward_cpu
-    if theirs.__module__ == __name__:
-        return
-
-    def forward_cpu(
-        self: Any,
-        logits: torch.Tensor,
-        generators: dict[int, torch.Generator],
-        k: torch.Tensor | None,
-        p: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if len(generators) < len(logits) or self.logprobs_mode in ops.PROCESSED_LOGPROBS_MODES:
-            tokens: tuple[torch.Tensor, torch.Tensor | None] = theirs(self, logits, generators, k, p)
-            return tokens
-        probs = ops.apply_top_k_top_p(logits, k, p).softmax(dim=-1, dtype=torch.float32)
-        return sample_rows(probs, generators), None
-
-    ops.TopKTopPSampler.forward_cpu = forward_cpu

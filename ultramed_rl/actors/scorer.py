@@ -16,8 +16,11 @@ from ultramed_rl.actors.deepspeed_setup import (
     most_of_ranks,
     open_store,
     shard_for_inference,
+    sharing_ranks,
 )
+from ultramed_rl.actors.host_memory import HostMemory
 from ultramed_rl.actors.work import WorkBatch, Worker, WorkResult
+from ultramed_rl.config.cluster import ReplicaGroup
 from ultramed_rl.learning.batching import token_budget_batches
 from ultramed_rl.learning.packing import AnswerGroup, PackedBatch, pack_groups, sum_by_answer
 from ultramed_rl.models.files import decoder_config
@@ -93,19 +96,31 @@ class Scorer(Worker):
 
     model: Any
 
-    def __init__(self, rank: int, device: str, precision: str, batch_tokens: int, shards: int = 1) -> None:
+    ranks: torch.distributed.ProcessGroup | None = None  # that share each pass
+
+    def __init__(
+        self,
+        rank: int,
+        device: str,
+        precision: str,
+        batch_tokens: int,
+        group: ReplicaGroup = ReplicaGroup(),  # noqa: B008 - frozen
+    ) -> None:
         self.rank, self.device, self.precision, self.batch_tokens = rank, device, precision, batch_tokens
-        self.shards = shards
+        self.group, self.shards = group, group.replicas if group.shard else 1
+        self._host, self._stored = HostMemory(), False
 
     def rendezvous(self) -> tuple[str, int]:
-        """This replica's address, at which it listens from now on, for sharded replicas to meet."""
-        self.store = open_store(self.shards)
+        """This replica's address, at which it listens from now on, for replicas in lockstep to meet."""
+        self.store = open_store(self.group.replicas)
         return self.store.host, self.store.port
 
     def join(self, address: tuple[str, int]) -> None:
-        """Join the other replicas, before a sharded model is loaded. Collective."""
-        join_ranks(self.rank, self.shards, *address, self.device)
-        self._zero3 = loading_context(inference_config(self.precision))
+        """Join the other replicas, before a model is loaded. Collective."""
+        join_ranks(self.rank, self.group.replicas, *address, self.device)
+        self.ranks = sharing_ranks(self.group.sequence_parallel)
+        if self.shards > 1:
+            self._zero3 = loading_context(inference_config(self.precision))
 
     @torch.no_grad()
     def score(self, groups: Sequence[AnswerGroup]) -> Iterator[list[AnswerNumber]]:
@@ -123,21 +138,28 @@ class Scorer(Worker):
 
     def _adopt(self, model: PolicyModel | RewardModel) -> None:
         model.eval().requires_grad_(False)
+        model.share_rows(self.ranks)
         self.packed, self.vocab_size = is_packed(model.lm), decoder_config(model.lm.config).vocab_size
         if hasattr(self, "model"):  # the device needn't hold both
             del self.model
             if self.device != "cpu":
                 torch.cuda.empty_cache()
+        self._stored = False
         self.model = model.to(self.device) if self.shards == 1 else shard_for_inference(model, self.precision)
 
     def offload(self) -> None:
         if self.device != "cpu" and self.shards == 1:
-            self.model.to("cpu")
+            self._host.store(self._tensors, changed=not self._stored)
+            self._stored = True
             torch.cuda.empty_cache()
 
     def reload(self) -> None:
-        if self.shards == 1:  # sharded weights stream from host memory and never lived on the GPU
-            self.model.to(self.device)
+        if self.device != "cpu" and self.shards == 1:  # sharded weights stream from host memory
+            self._host.restore(self._tensors, self.device)
+
+    @property
+    def _tensors(self) -> list[torch.Tensor]:
+        return [*self.model.parameters(), *self.model.buffers()]
 
 
 class ReferenceWorker(Scorer):

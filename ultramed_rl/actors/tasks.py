@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -138,16 +139,16 @@ class PreferenceTask:
         data, objective = self.data, self.objective
         kl = self._reference_points(micro_batches, sums)
         units = sum(data.index.answers[i] for i in batch) if objective.unpaired else len(batch)
-        constants = objective.model_dump(exclude={"type"})
+        constants = objective.model_dump()
         for micro, packed, logprobs in self._passes(micro_batches, data.answers_of):
-            answers = data.answers(micro.indices, logprobs)
-            losses = objective_losses(objective.type, answers, kl, constants)
+            answers = self._answers(micro.indices, packed, logprobs)
+            losses = objective_losses(answers, kl, constants)
             if micro.filler:
                 yield losses.sum() * 0.0
                 continue
             self._count(packed, answers, losses, sums)
             if first:
-                _add_gaps([data.groups[i] for i in micro.indices], answers.logprobs, sums)
+                _add_gaps([data.group(i) for i in micro.indices], answers.logprobs, sums)
             yield losses.sum() / units
 
     def metrics(self, totals: Mapping[str, float]) -> dict[str, float]:
@@ -175,7 +176,7 @@ class PreferenceTask:
         forward = forward_flops(self.shape, packed, len(packed.targets))
         sides = {"chosen": answers.chosen(ratios), "rejected": answers.rejected(ratios)}
         counts: dict[str, int | torch.Tensor] = dict.fromkeys(sides, answers.groups)
-        if self.objective.unpaired:
+        if self.objective.unpaired or self.objective.chosen_only:
             kinds = {"chosen": answers.desirable, "rejected": ~answers.desirable}
             sides = {side: ratios * kind for side, kind in kinds.items()}
             counts = {side: kind.sum() for side, kind in kinds.items()}
@@ -198,9 +199,10 @@ class PreferenceTask:
         mismatched = self.objective.kl == "mismatched"
         points = Sums(("first", "second", "count"), self.engine.device)
         pick = self.data.mismatched_of if mismatched else self.data.answers_of
-        for micro, packed, logprobs in self._passes(micro_batches, pick):
+        for micro, packed, tokens in self._passes(micro_batches, pick):
             if micro.filler:
                 continue
+            logprobs = sum_by_answer(tokens, packed)
             sums.add(flops=forward_flops(self.shape, packed, len(packed.targets)))
             if mismatched:
                 ratios = logprobs - self.data.mismatched_references(micro.indices, logprobs.device)
@@ -215,10 +217,24 @@ class PreferenceTask:
     def _passes(
         self, micro_batches: Sequence[MicroBatch], pick: Callable[[int], AnswerGroup]
     ) -> Iterator[tuple[MicroBatch, PackedBatch, torch.Tensor]]:
-        """Each micro-batch, packed, with the [A] logprobs of the answers that `pick` gives of its groups."""
+        """Each micro-batch, packed, with the [N] token logprobs of the answers that `pick` gives of its groups; [2, N] as
+        `PackedBatch.collisions` says."""
         for micro in micro_batches:
             packed = pack_groups([pick(i) for i in micro.indices], self.engine.device)
-            yield micro, packed, sum_by_answer(self.engine.backend(packed), packed)
+            packed = replace(packed, collisions=getattr(self.objective, "policy_weighted", False))
+            yield micro, packed, self.engine.backend(packed)
+
+    def _answers(self, indices: Sequence[int], packed: PackedBatch, logprobs: torch.Tensor) -> Answers:
+        """The groups' answers, with all that the objective asks for."""
+        weights = shared = None
+        if packed.collisions:
+            logprobs, collisions = logprobs
+            aligned = sum_by_answer(logprobs.detach() - collisions, packed)
+            weights = (aligned / packed.lengths).exp()
+        if self.objective.beside == "cut":
+            shared = self.data.shared_logratios(indices, logprobs, packed)
+        answers = self.data.answers(indices, sum_by_answer(logprobs, packed))
+        return replace(answers, shared=shared, weights=weights)
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from ultramed_rl.actors.deepspeed_setup import (
     join_ranks,
     loading_context,
     open_store,
+    sharing_ranks,
 )
 from ultramed_rl.actors.engine import Engine
 from ultramed_rl.actors.tasks import RankingTask, Sums, Task
@@ -85,6 +86,7 @@ class TrainWorker(Worker):
         torch.manual_seed(self.seed)
         self._zero3 = loading_context(deepspeed_config(spec))
         module = load()
+        module.share_rows(sharing_ranks(spec.group.sequence_parallel))
         self.tokenizer = chat_tokenizer(model)
         if spec.group.zero_stage != 3:
             module.to(spec.device)
@@ -150,8 +152,10 @@ class TrainWorker(Worker):
         return is_packed(self.engine.module.lm)
 
     def _shard(self, lengths: Sequence[int], batch: Sequence[int], budget: int) -> list[MicroBatch]:
-        """This rank's part of a batch."""
-        return shard_batch(batch, lengths, budget, self.world_size, padded=not self._packed)[self.rank]
+        """This rank's part of a batch, which is that of all ranks that share its micro-batches."""
+        sharing = self.engine.spec.group.sequence_parallel
+        shards = shard_batch(batch, lengths, budget, self.world_size // sharing, padded=not self._packed)
+        return shards[self.rank // sharing]
 
     def save_state(self, directory: str, moments: bool = True) -> None:
         """Write what `load_state` needs to go on from exactly here: weights and optimizer, or without Adam's `moments` what

@@ -25,8 +25,9 @@ import torch
 import torch.distributed as dist
 
 from ultramed_rl.actors.engine import Engine
+from ultramed_rl.config.models import LoRA
 
-SHARED_MEMORY = "shared_memory"
+SHARED_MEMORY, ADAPTER = "shared_memory", "adapter"
 Shapes = Sequence[tuple[str, torch.dtype, tuple[int, ...]]]  # of weights, by name
 _CACHE_LINE = 64  # bytes
 
@@ -41,8 +42,10 @@ def register_engines() -> None:
         )
 
 
-def transfer_backend(device: str, layout: str) -> str:
-    """The transfer engine that fits the devices."""
+def transfer_backend(device: str, layout: str, lora: LoRA | None = None) -> str:
+    """The transfer engine that fits the devices; for adapters alone none of vLLM's."""
+    if lora is not None and lora.sync == "adapter":
+        return ADAPTER
     if device == "cpu":
         return SHARED_MEMORY
     return "ipc" if layout == "colocated" else "nccl"
@@ -253,4 +256,25 @@ class NcclSender(Sender):
         torch.cuda.current_stream().synchronize()
 
 
-SENDERS: dict[str, type[Sender]] = {SHARED_MEMORY: SharedMemorySender, "ipc": IpcSender, "nccl": NcclSender}
+class AdapterSender(Sender):
+    """Sends a LoRA policy's adapters alone, by Ray: engines hold the base model."""
+
+    def buckets(self) -> Iterator[WeightBucket]:
+        from safetensors.torch import save
+
+        state, config = self.engine.adapters(), self.engine.module.lm.lora_config
+        size = sum(tensor.nbytes for tensor in state.values())
+        about = {
+            "r": config.r,
+            "lora_alpha": config.lora_alpha,
+            "target_modules": sorted(config.target_modules),
+        }
+        yield WeightBucket({"adapter": save(state), "config": about} if self.is_sender else {}, size)
+
+
+SENDERS: dict[str, type[Sender]] = {
+    SHARED_MEMORY: SharedMemorySender,
+    "ipc": IpcSender,
+    "nccl": NcclSender,
+    ADAPTER: AdapterSender,
+}

@@ -28,6 +28,8 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from ultramed_rl.cluster.host_adam import host_adam_problem
+from ultramed_rl.config.cluster import Devices
 from ultramed_rl.tracking.heartbeat import STATUS, is_alive
 
 _LENGTH = 300  # characters of what a process said
@@ -171,8 +173,11 @@ def check_engines(names: Sequence[str] = ("vllm", "deepspeed", "flash-attn")) ->
         yield judge(name, outcome.worked, said, fixes[name], "warn" if name == "flash-attn" else "fail")
 
 
-def check_host_adam() -> Iterator[Finding]:
-    """Whether the Adam that `offload_optimizer` needs compiles here; a minute, where it hasn't yet."""
+def check_host_adam(cluster: Devices | None) -> Iterator[Finding]:
+    """Whether the Adam that `offload_optimizer` needs compiles here; a minute, where it hasn't yet and nothing lacks."""
+    if problem := host_adam_problem(cluster):
+        yield Finding("host_adam", "fail", problem, "do as the line says")
+        return
     call = "from ultramed_rl.actors.deepspeed_setup import build_host_adam; build_host_adam(); print('compiles and loads')"
     outcome = run_python(call)
     fix = "do as the line says, or set offload_optimizer=false"

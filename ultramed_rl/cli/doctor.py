@@ -68,6 +68,7 @@ def render_finding(finding: Finding) -> str:
 
 def examine(config_path: str | None = None) -> Iterator[Finding]:
     """Every finding as it comes, in the order in which one would mend things; a check that breaks is itself a finding."""
+    from ultramed_rl.cluster.host_adam import offloads
     from ultramed_rl.config.document import read_document
     from ultramed_rl.config.recipe import check_config
     from ultramed_rl.recipes.run import check_runnable
@@ -88,7 +89,7 @@ def examine(config_path: str | None = None) -> Iterator[Finding]:
         "devices": lambda: check_devices(device, elsewhere=bool(address)),
         "all_reduce": communication.check_all_reduce,
         "engines": communication.check_engines,
-        "host_adam": lambda: communication.check_host_adam() if _offloads(cluster) else iter(()),
+        "host_adam": lambda: communication.check_host_adam(cluster) if offloads(cluster) else iter(()),
         "ray": lambda: communication.check_ray(address),
         "ports": communication.check_machine_ports,
         "disk": lambda: check_disk(config.run.folder.parent if config else Path("runs")),
@@ -109,12 +110,6 @@ def examine(config_path: str | None = None) -> Iterator[Finding]:
         yield Finding("config", "fail", first + more, f"edit {config_path}: `ultramed-rl plan` says the same")
     elif config is not None:
         yield Finding("config", "ok", f"{config_path}: valid, and its plan fits")
-
-
-def _offloads(cluster: object) -> bool:
-    """Whether any of a config's trainers keeps its optimizer on the host."""
-    groups = vars(cluster).values() if cluster is not None else ()
-    return any(getattr(group, "offload_optimizer", False) for group in groups)
 
 
 # -- python, packages, devices ------------------------------------------------------------------------------

@@ -141,6 +141,7 @@ def plan_command(config_path: ConfigPath, overrides: Overrides = None) -> None:
 
 def show_plans(config: Any) -> None:
     """The plan of a config, or of each stage of a recipe. Raises ValueError where one doesn't fit."""
+    from ultramed_rl.cluster.host_adam import host_adam_problem
     from ultramed_rl.cluster.layout import render_plan
     from ultramed_rl.cluster.plan import make_plan
     from ultramed_rl.recipes.run import of_stage, stages_of
@@ -152,6 +153,8 @@ def show_plans(config: Any) -> None:
     for name, stage, plan in plans:
         tell("plan", name=stage.run.name, type=stage.type, plan=asdict(plan))
         say(f"{name} ({stage.type}):\n{render_plan(plan)}\n" if name else render_plan(plan))
+        if problem := host_adam_problem(plan.cluster):
+            say(f"warning: {problem}")
 
 
 def show_data(document: Document, rows: int) -> None:
@@ -207,10 +210,11 @@ def run_checked(config: Any, invocation: Invocation, document: Document, name: s
 
     A run that goes on may need no more what it names.
     """
+    from ultramed_rl.cluster.host_adam import host_adam_problem
     from ultramed_rl.cluster.inputs import lost_with_job
     from ultramed_rl.config.base import Problems
     from ultramed_rl.recipes.inputs import check_inputs
-    from ultramed_rl.recipes.run import check_runnable, run_config, run_recipe
+    from ultramed_rl.recipes.run import check_runnable, of_stage, run_config, run_recipe, stages_of
 
     goes_on = invocation.resume or invocation.retry_failed
     with checking(document):
@@ -220,6 +224,10 @@ def run_checked(config: Any, invocation: Invocation, document: Document, name: s
         if invocation.dry_run:
             _show(config, goes_on)
             return
+        for stage, one in stages_of(config):
+            with of_stage(stage):
+                if problem := host_adam_problem(getattr(one, "cluster", None)):
+                    raise ValueError(problem)
         if not goes_on:
             check_inputs(config)
     with carrying_out(invocation.again(name)) as result:

@@ -28,7 +28,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ultramed_rl.cluster.layout import Member, Plan
-from ultramed_rl.config.cluster import Devices
+from ultramed_rl.config.cluster import ATTENTION, KERNELS, Devices
 from ultramed_rl.tracking.console import say
 from ultramed_rl.tracking.heartbeat import failed_since, note_link
 
@@ -293,6 +293,8 @@ class Placement:
         environment = {
             "OMP_NUM_THREADS": str(max(1, int(self.cpus_per_slot))),
             "TOKENIZERS_PARALLELISM": "false",
+            ATTENTION: self.plan.cluster.attention,
+            KERNELS: self.plan.cluster.kernels,
         }
         options: dict[str, Any] = {"num_cpus": self.cpus_per_slot * self.share}
         if self.plan.cluster.device == "cuda":
@@ -305,7 +307,7 @@ class Placement:
                 options["num_cpus"] = 0
         else:
             environment |= {"DS_ACCELERATOR": "cpu", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-        if member.role == "rollout":
+        if member.role == "rollout" or member.role.startswith("judge_engine"):
             environment |= {
                 "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
                 "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),

@@ -40,6 +40,7 @@ class WorkerGroup:
         self.role, self.takes_turns, self.size, self.timeout_s = role, takes_turns, ranks, timeout_s
         self.restarts = 0  # of all ranks together
         self._spawn = spawn
+        self.follows: WorkerGroup | None = None  # which may stay on the devices until this group comes
         self.by_rank: dict[int, Any] = {}  # the actors that there are
         self._whereabouts: dict[int, Any] = {}  # references to (node, process) of each
         for rank in range(ranks):
@@ -193,6 +194,8 @@ class WorkerGroup:
         """On the devices within, off them outside: the whole story of colocation."""
         interrupted = False
         if self.takes_turns:
+            if self.follows is not None:
+                self.follows.call_living(Worker.offload)
             self.call_living(Worker.reload)
         try:
             yield self

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from ultramed_rl.config import AnyConfig
 from ultramed_rl.config.base import texts_of
-from ultramed_rl.data.sources import local_files
-from ultramed_rl.models.files import OFFLINE_PREFIX, resolve_model
+from ultramed_rl.data.sources import HUB, hub_parts, local_files
+from ultramed_rl.models.files import OFFLINE_PREFIX, resolve_model, split_revision
 from ultramed_rl.records import Message
 from ultramed_rl.store.digests import digest_file, digest_inputs, digest_sampled
 
@@ -29,14 +29,17 @@ if TYPE_CHECKING:
 
 # By the last key: values that are files unless they have a scheme; and those that may be a hub id or a name instead.
 FILE_KEYS = frozenset(
-    {"uri", "input", "sources", "exemplars_from", "judged", "labels", "template", "include_path"}
+    [
+        *("uri", "input", "sources", "exemplars_from", "judged", "labels", "template", "include_path"),
+        "difficulties",
+    ]
 )
 MODEL_KEYS = frozenset(
     {"path", "paths", "tokenizer", "embedder", "chat_template", "policies", "chat_templates"}
 )
 OFFLINE = "offline"  # a benchmark's rows out of installed packages
-_HUB = "hf://"
-_HUB_ID = re.compile(r"(?!\.)[\w.-]+(/[\w.-]+)?")
+_HUB_ID = re.compile(r"(?!\.)[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _FIX = "an absolute path on a file system that all nodes see"
 # What of a model's folder is read: not its card, nor what its training left beside it.
 _READ = set(
@@ -81,12 +84,13 @@ def describe_model(name: str) -> str:
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix in _READ and file.is_file())
         return digest_inputs([f"{file.name} {digest_sampled(file)}" for file in files])
-    return _hub_commit("models", name)
+    return _hub_commit("models", *split_revision(name))
 
 
 def _describe_rows(uri: str) -> str:
-    if uri.startswith(_HUB):
-        return _hub_commit("datasets", "/".join(uri.removeprefix(_HUB).partition(":")[0].split("/")[:2]))
+    if uri.startswith(HUB):
+        parts = hub_parts(uri)
+        return _hub_commit("datasets", parts.repository, parts.revision)
     alone = Path(uri).expanduser()  # which may be no source of rows: a template, a sheet
     try:
         digests = [digest_file(file) for file in ([alone] if alone.is_file() else local_files(uri))]
@@ -95,11 +99,13 @@ def _describe_rows(uri: str) -> str:
     return digests[0] if len(digests) == 1 else digest_inputs([digests])
 
 
-def _hub_commit(kind: str, name: str) -> str:
-    """The commit of a hub id that this machine's cache would load without a network."""
+def _hub_commit(kind: str, name: str, revision: str | None) -> str:
+    """The commit of a hub id: the one it is pinned to, or that this machine's cache would load without a network."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    head = Path(HF_HUB_CACHE, f"{kind}--{name.replace('/', '--')}", "refs", "main")
+    if revision is not None and _COMMIT.fullmatch(revision):
+        return f"commit {revision}"
+    head = Path(HF_HUB_CACHE, f"{kind}--{name.replace('/', '--')}", "refs", revision or "main")
     return f"commit {head.read_text(encoding='utf-8').strip()}" if head.is_file() else ""
 
 

@@ -35,7 +35,8 @@ class Member:
 class RolePlan:
     """A role's processes, the devices of each, the bytes on one of them by kind, and what to change if they are too many;
     planned, also where each process is. On CUDA also the bytes that a process always has in host memory, and the kinds
-    that it takes there while other roles have its devices."""
+    that it takes there while other roles have its devices. `turns` in which it is awake where roles share devices, by
+    default one of its own."""
 
     role: str
     processes: int
@@ -45,6 +46,13 @@ class RolePlan:
     members: tuple[Member, ...] = ()
     host_bytes: int = 0
     moved: tuple[str, ...] = ("weights", "optimizer")
+    recomputed: int | None = None  # layers of a model in training whose activations are computed again
+    turns: tuple[str, ...] = ()
+
+    @property
+    def awake_in(self) -> tuple[str, ...]:
+        """Its turns."""
+        return self.turns or (self.role,)
 
     @property
     def total_bytes(self) -> int:
@@ -125,13 +133,15 @@ def _peak_bytes(cluster: Devices, layout: str, roles: list[RolePlan]) -> int:
         return max(_together(cluster, phase) for phase in phases)
     if cluster.device == "cpu":
         return _together(cluster, roles)
-    # Colocated: one role is awake at a time, and of the others only what CUDA holds for a process. Disaggregated: one
-    # role a GPU.
-    held: dict[Slot, list[int]] = defaultdict(list)
+    # Colocated: roles of one turn are awake at a time, and of the others only what CUDA holds for a process.
+    # Disaggregated: one role a GPU.
+    held: defaultdict[Slot, Counter[str]] = defaultdict(Counter)
+    processes: Counter[Slot] = Counter()
     for role in roles:
         for slot in (slot for member in role.members for slot in member.slots):
-            held[slot].append(role.total_bytes)
-    return max(max(sizes) + len(sizes) * CONTEXT_BYTES for sizes in held.values())
+            processes[slot] += 1
+            held[slot].update(dict.fromkeys(role.awake_in, role.total_bytes))
+    return max(max(turns.values()) + processes[slot] * CONTEXT_BYTES for slot, turns in held.items())
 
 
 def _together(cluster: Devices, roles: list[RolePlan]) -> int:
@@ -147,14 +157,22 @@ def _together(cluster: Devices, roles: list[RolePlan]) -> int:
 
 
 def _too_little(plan: Plan) -> str:
-    worst = max(plan.roles, key=lambda role: role.total_bytes)
+    roles, words = list(plan.roles), ""
+    if plan.layout == "colocated" and plan.cluster.device == "cuda":  # those of the fullest turn
+        turns = sorted({turn for role in roles for turn in role.awake_in})
+        awake = [[role for role in roles if turn in role.awake_in] for turn in turns]
+        roles = max(awake, key=lambda together: sum(role.total_bytes for role in together))
+    if 1 < len(roles) < len(plan.roles):
+        sizes = [f"{role.role} {role.total_bytes / GIB:.1f}" for role in roles]
+        words = f" (awake at once: {' + '.join(sizes)})"
+    worst = max(roles, key=lambda role: role.total_bytes)
     parts = " + ".join(f"{kind} {size / GIB:.1f}" for kind, size in worst.bytes_per_device.items())
     cpu = plan.cluster.device == "cpu"
     everything = "all processes of a node" if cpu else "a GPU's processes and their CUDA contexts"
     return (
         f"cluster.device_memory_gib={plan.cluster.device_memory_gib:g} per {'node' if cpu else 'GPU'}: too little for "
         f"{everything}, {plan.peak_bytes / GIB:.1f} GiB; the largest is {worst.role}: {parts} = "
-        f"{worst.total_bytes / GIB:.1f} GiB; {worst.fix}"
+        f"{worst.total_bytes / GIB:.1f} GiB{words}; {worst.fix}"
     )
 
 
@@ -195,9 +213,14 @@ def render_plan(plan: Plan) -> str:
     with console.capture() as capture:
         console.print(table)
     where = "node" if cluster.device == "cpu" else "GPU"
+    again = [
+        f"{r.role}: layers computed again in the backward pass: {r.recomputed}"
+        for r in plan.roles
+        if r.recomputed
+    ]
     share = plan.peak_bytes / plan.limit_bytes
     host = f"; host memory of the fullest node: {plan.host_bytes / GIB:.0f} GiB" if plan.host_bytes else ""
     return (
         f"{capture.get()}fullest {where}: {plan.peak_bytes / GIB:.1f} of {plan.limit_bytes / GIB:.1f} GiB "
-        f"({share:.0%}){host}"
+        f"({share:.0%}){host}" + "".join(f"\n{line}" for line in again)
     )

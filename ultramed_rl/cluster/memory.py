@@ -10,7 +10,7 @@ from ultramed_rl.config.cluster import ReplicaGroup, TrainerGroup
 from ultramed_rl.config.load import validate
 from ultramed_rl.config.models import Architecture, Model, resolve_precision
 from ultramed_rl.config.rounds import Optimization
-from ultramed_rl.learning.costs import chunk_tokens
+from ultramed_rl.learning.costs import chunk_tokens, zero3_limits
 from ultramed_rl.models.files import (
     decoder_config,
     find_weight_files,
@@ -25,8 +25,7 @@ GIB = 2**30
 PROCESS_BYTES = int(0.9 * GIB)
 # What a process holds on a GPU before any weight: CUDA's context and NCCL's buffers. An estimate.
 CONTEXT_BYTES = GIB
-# DeepSpeed's defaults, in numbers: gradients that ranks reduce at once, and weights that stage 3 has whole at once.
-_REDUCED, _WHOLE = 500_000_000, 1_000_000_000
+_REDUCED = 500_000_000  # DeepSpeed's default: gradients that ranks reduce at once, in numbers
 WEIGHT_BYTES = {"bfloat16": 2, "float32": 4}
 _QUANTIZED_BYTES = 0.57  # of a 4-bit weight with its scales
 
@@ -138,8 +137,7 @@ def count_parameters(shape: Architecture) -> int:
     head_dim = shape.head_dim or width // shape.num_attention_heads
     queries, keys = shape.num_attention_heads * head_dim, shape.num_key_value_heads * head_dim
     layer = width * (2 * queries + 2 * keys) + 3 * width * shape.intermediate_size + 2 * width
-    embeddings = shape.vocab_size * width * (1 if shape.tie_word_embeddings else 2)
-    return embeddings + shape.num_hidden_layers * layer + width
+    return _outside(shape) + shape.num_hidden_layers * layer + width
 
 
 # -- bytes on one device -----------------------------------------------------------------------------------
@@ -168,7 +166,7 @@ def training_bytes(
         queries, keys = shape.num_attention_heads * head_dim, shape.num_key_value_heads * head_dim
         sides = 2 * (width + queries) + 2 * (width + keys) + 3 * (width + shape.intermediate_size)
         trained = model.lora.rank * sides * shape.num_hidden_layers
-        outside = shape.vocab_size * width * (1 if shape.tie_word_embeddings else 2)
+        outside = _outside(shape)
         frozen = int((count - outside) * (_QUANTIZED_BYTES if model.lora.quantize else size))
         weights = frozen + (outside + trained) * size
     split = [group.ranks if group.zero_stage >= stage else 1 for stage in (3, 2, 1)]
@@ -176,16 +174,22 @@ def training_bytes(
     optimizer, host = trained * (12 if precision == "bfloat16" else 8) // split[2], {}
     if (
         group.offload_optimizer
-    ):  # with float32 weights and gradients of its own; stage 3 adds gradients up there
-        host = {"optimizer": trained * 16 // split[2]}
+    ):  # with float32 weights and gradients of its own; stages 2 and 3 add gradients up there
+        host = {"optimizer": trained * (20 if group.zero_stage == 2 else 16) // split[2]}
         optimizer = 0
         if group.zero_stage == 3:
             host["gradients"], gradients = gradients, 0
-    # With checkpointing one [tokens, width] input a layer is kept and one layer is live at a time; a live layer holds
-    # about 10 widths and 4 MLP widths a token: a little generous.
-    tokens, layers = max(training.micro_batch_tokens, longest), shape.num_hidden_layers
-    layer = tokens * (10 * width + 4 * shape.intermediate_size) * size
-    kept = layer + layers * tokens * width * size if training.gradient_checkpointing else layers * layer
+    # A layer keeps for its backward pass about 12 widths and 4 MLP widths a token: 2 norms of 4 (they compute in float32),
+    # queries, keys, values and what attention makes of them; gate, its activation, up and their product. Of a layer that is
+    # computed again the input alone is kept. These are the first ones: when their turn comes, the others are gone.
+    # A rank has its part of the tokens; in attention it has all of them in that part of the heads, which is as much.
+    tokens = -(-max(training.micro_batch_tokens, longest) // group.sequence_parallel)
+    layers = shape.num_hidden_layers
+    layer, again = (
+        tokens * (12 * width + 4 * shape.intermediate_size) * size,
+        recomputed_layers(training, layers),
+    )
+    kept = again * tokens * width * size + max(1, layers - again) * layer
     own = {
         "weights": weights // split[0],
         "gradients": gradients,
@@ -193,24 +197,55 @@ def training_bytes(
         "activations": kept + _logit_bytes(shape, tokens, device),
     }
     if device == "cuda" and group.zero_stage:
-        own["buffers"] = (_REDUCED + (min(count, _WHOLE) if group.zero_stage == 3 else 0)) * size
+        own["buffers"] = (_REDUCED + (_whole_at_once(shape) if group.zero_stage == 3 else 0)) * size
     return own, host
+
+
+def recomputed_layers(training: Optimization, layers: int) -> int:
+    """How many of so many layers are computed again; all, where nobody has said how many."""
+    if not training.gradient_checkpointing:
+        return 0
+    return layers if training.checkpointed_layers is None else min(training.checkpointed_layers, layers)
 
 
 def forward_bytes(
     shape: Architecture, precision: str, tokens: int, group: ReplicaGroup, device: str, *, head: bool
 ) -> dict[str, int]:
-    """A forward-only replica: weights, one live layer of a batch of so many tokens, and a chunk of logits if it has a head.
+    """A forward-only replica: weights, one live layer of a batch of so many tokens, or of its part of them, and a chunk of
+    logits if it has a head.
 
-    Sharded, a rank holds its part of the weights and, for a moment, one whole layer.
+    Sharded, a rank holds its part of the weights and those that are whole at once.
     """
     size, shards = WEIGHT_BYTES[precision], group.replicas if group.shard else 1
+    tokens = -(-tokens // group.sequence_parallel)
     weights = count_parameters(shape) * size
     live = tokens * (6 * shape.hidden_size + 2 * shape.intermediate_size) * size
     if shards > 1:
-        live += 2 * weights // shape.num_hidden_layers
+        live += _whole_at_once(shape) * size
     logits = _logit_bytes(shape, tokens, device) if head else 0
     return {"weights": weights // shards, "activations": live + logits}
+
+
+def _whole_at_once(shape: Architecture) -> int:
+    """Parameters that stage 3 has whole at once; see `zero3_limits`."""
+    head, outside = shape.vocab_size * shape.hidden_size, _outside(shape)
+    body = count_parameters(shape) - outside
+    limits = zero3_limits(body // shape.num_hidden_layers, head, shape.hidden_size)
+    return min(count_parameters(shape), limits["stage3_max_live_parameters"])
+
+
+def engine_weight_bytes(shape: Architecture, precision: str, quantization: str | None) -> int:
+    """Of an engine. In 8 bits are the layers; embeddings and head are not."""
+    count, size = count_parameters(shape), WEIGHT_BYTES[precision]
+    if quantization is None:
+        return count * size
+    outside = _outside(shape)
+    return count - outside + outside * size
+
+
+def _outside(shape: Architecture) -> int:
+    """Parameters of embeddings and head."""
+    return shape.vocab_size * shape.hidden_size * (1 if shape.tie_word_embeddings else 2)
 
 
 def _logit_bytes(shape: Architecture, tokens: int, device: str) -> int:

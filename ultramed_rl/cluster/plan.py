@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from ultramed_rl.cluster.layout import Plan, PlanError, RolePlan, lay_out
 from ultramed_rl.cluster.memory import (
+    CONTEXT_BYTES,
     GIB,
     WEIGHT_BYTES,
     count_parameters,
+    engine_weight_bytes,
     forward_bytes,
+    recomputed_layers,
     resolve_architecture,
     training_bytes,
 )
@@ -22,12 +26,17 @@ from ultramed_rl.config import (
     RewardBenchConfig,
     SamplingConfig,
 )
-from ultramed_rl.config.cluster import ReplicaGroup, TrainerGroup
+from ultramed_rl.config.cluster import Devices, EngineGroup, ReplicaGroup, TrainerGroup
 from ultramed_rl.config.models import Architecture, ModelSettings, resolve_precision
+from ultramed_rl.config.rounds import Optimization
 from ultramed_rl.config.run import RunConfig
 from ultramed_rl.config.stages import SftConfig, StageConfig
 from ultramed_rl.kinds import KINDS, load
 from ultramed_rl.models.files import check_length
+
+FILLED = 0.92  # of a GPU, up to which activations are kept: the rest is for fragments and for what estimates leave out
+SCORING, JUDGING = "scoring", "judging"  # turns: of whatever gives rewards, and of judges of held-out answers
+Sizes = tuple[dict[str, int], dict[str, int]]  # bytes by kind: on a device, and in host memory
 
 
 def make_plan(config: AnyConfig | EngineConfig) -> Plan:
@@ -81,23 +90,36 @@ def _online_roles(config: RunConfig) -> Iterator[RolePlan]:
     if cluster.device == "cpu":
         # Weights go from the policy to the engines through memory that both processes have mapped.
         transit["weights in transit"] = count_parameters(policy) * WEIGHT_BYTES[precision]
-    yield _rollout(config, policy, transit)
+    rollout = _rollout(config, policy, transit)
+    # Engines that get their weights from the policy on their GPU keep none while it has the GPU.
+    lora = config.policy.lora
+    adapters = lora is not None and lora.sync == "adapter"
+    keeps = config.reward.train is not None or config.reward.asks_policy or adapters
+    yield rollout if keeps else replace(rollout, moved=())
     # The largest group: its prompt once, and two answers, or all of a listwise objective.
     answers, length = config.sampling.n, config.sampling.max_new_tokens
     if config.pairs.include_reference_answer:
         answers, length = answers + 1, config.policy.max_length - config.prompts.max_prompt_tokens
     longest = config.prompts.max_prompt_tokens + (answers if config.objective.listwise else 2) * length
-    trained = training_bytes(policy, config.policy, cluster.policy, config.training, cluster.device, longest)
+
+    def sizes_of(training: Optimization) -> Sizes:
+        return training_bytes(policy, config.policy, cluster.policy, training, cluster.device, longest)
+
+    others = 1 + needs_reference(config) + len(config.reward.paths if config.reward else ())
+    others += len(config.evaluation.models) + len(config.judge_engines)
+    processes = 1 + (others if cluster.layout == "colocated" else 0)
+    training = _settle(config.training, policy, cluster, processes, sizes_of)
     fix = (
-        "raise cluster.policy.zero_stage or cluster.policy.ranks, set cluster.policy.offload_optimizer, "
+        "raise zero_stage, ranks or sequence_parallel of cluster.policy, set cluster.policy.offload_optimizer, "
         "or lower training.micro_batch_tokens, prompts.max_prompt_tokens or sampling.max_new_tokens"
     )
-    yield _trainer("policy", cluster.policy, trained, fix, transit)
+    again = recomputed_layers(training, policy.num_hidden_layers)
+    yield _trainer("policy", cluster.policy, policy, sizes_of(training), fix, again, transit)
     if needs_reference(config):
         tokens = config.reference.micro_batch_tokens
         fix = "set cluster.reference.shard=true or lower reference.micro_batch_tokens"
         sizes = forward_bytes(policy, precision, tokens, cluster.reference, cluster.device, head=True)
-        yield _replicas("reference", cluster.reference, sizes, fix)
+        yield _replicas("reference", cluster.reference, policy, sizes, fix)
     yield from _rewards(config, policy)
     judges, group = config.evaluation.models, cluster.judge
     for role, judge in zip(numbered_roles("judge", len(judges)), judges, strict=True):
@@ -107,7 +129,8 @@ def _online_roles(config: RunConfig) -> Iterator[RolePlan]:
         fix = f"set cluster.judge.shard=true or lower micro_batch_tokens of {section}"
         precision = resolve_precision(judge.precision, cluster.device)
         sizes = forward_bytes(model, precision, judge.micro_batch_tokens, group, cluster.device, head=False)
-        yield _replicas(role, group, sizes, fix)
+        yield replace(_replicas(role, group, model, sizes, fix), turns=(JUDGING,))
+    yield from _judge_engines(config)
 
 
 def plan_training(config: StageConfig) -> Plan:
@@ -115,12 +138,18 @@ def plan_training(config: StageConfig) -> Plan:
     shape, trainer = _shape(config.model.path, config.model, "model"), config.cluster.trainer
     # The largest sample, which goes through alone: a chat, or a prompt with at least two answers.
     longest = config.model.max_length * (1 if isinstance(config, SftConfig) else 2)
-    sizes = training_bytes(shape, config.model, trainer, config.training, config.cluster.device, longest)
+
+    def sizes_of(training: Optimization) -> Sizes:
+        return training_bytes(shape, config.model, trainer, training, config.cluster.device, longest)
+
+    training = _settle(config.training, shape, config.cluster, 1, sizes_of)
+    again = recomputed_layers(training, shape.num_hidden_layers)
     fix = (
-        "raise cluster.trainer.zero_stage or cluster.trainer.ranks, set cluster.trainer.offload_optimizer, or "
+        "raise zero_stage, ranks or sequence_parallel of cluster.trainer, set cluster.trainer.offload_optimizer, or "
         "lower training.micro_batch_tokens or model.max_length"
     )
-    return lay_out(config.cluster, "alone", [_trainer("trainer", trainer, sizes, fix, {})])
+    sizes = sizes_of(training)
+    return lay_out(config.cluster, "alone", [_trainer("trainer", trainer, shape, sizes, fix, again, {})])
 
 
 def plan_sampling(config: ContrastsConfig | EvaluateConfig | EngineConfig) -> Plan:
@@ -132,7 +161,11 @@ def plan_sampling(config: ContrastsConfig | EvaluateConfig | EngineConfig) -> Pl
         _shape(path, config.policy, "policy", f"policies.{name}") for name, path in config.policies.items()
     ]
     policy = max(shapes, key=count_parameters)
-    return lay_out(config.cluster, "in turn", [_rollout(config, policy, {}), *_rewards(config, policy)])
+    return lay_out(
+        config.cluster,
+        "in turn",
+        [_rollout(config, policy, {}), *_rewards(config, policy), *_judge_engines(config)],
+    )
 
 
 def plan_scoring(config: RewardBenchConfig) -> Plan:
@@ -154,20 +187,54 @@ def _shape(path: str, settings: ModelSettings, key: str, path_key: str | None = 
     return shape
 
 
+def _settle(
+    training: Optimization,
+    shape: Architecture,
+    cluster: Devices,
+    processes: int,
+    sizes_of: Callable[[Optimization], Sizes],
+) -> Optimization:
+    """`checkpointed_layers` where it isn't said: so few that the rank still fits a GPU that so many processes share. Each layer
+    that is not computed again saves its share of a quarter of the step: four passes' worth of products become three."""
+    given = training.checkpointed_layers is not None or not training.gradient_checkpointing
+    if given or cluster.device == "cpu":
+        return training
+    room = FILLED * cluster.device_memory_gib * GIB - processes * CONTEXT_BYTES
+    choices = (training.model_copy(update={"checkpointed_layers": n}) for n in range(shape.num_hidden_layers))
+    return next((choice for choice in choices if sum(sizes_of(choice)[0].values()) <= room), training)
+
+
+def _check_heads(role: str, group: TrainerGroup | ReplicaGroup, shape: Architecture) -> None:
+    """Raise PlanError where processes that share a pass cannot share its attention."""
+    heads, sharing = shape.num_attention_heads, group.sequence_parallel
+    if heads % sharing:
+        raise PlanError(
+            f"cluster.{role}.sequence_parallel={sharing}: each attends with as many heads, and the model has {heads}; use "
+            f"a divisor of {heads}"
+        )
+
+
 def _trainer(
     role: str,
     group: TrainerGroup,
-    sizes: tuple[dict[str, int], dict[str, int]],
+    shape: Architecture,
+    sizes: Sizes,
     fix: str,
+    recomputed: int,
     transit: dict[str, int],
 ) -> RolePlan:
+    _check_heads(role, group, shape)
     own, host = sizes
     # Of gradients only stage 3's buffer is there between steps.
     moved = ("weights", "optimizer", *(["gradients"] if group.zero_stage == 3 else []))
-    return RolePlan(role, group.ranks, 1, transit | own, fix, host_bytes=sum(host.values()), moved=moved)
+    planned = RolePlan(role, group.ranks, 1, transit | own, fix, host_bytes=sum(host.values()), moved=moved)
+    return replace(planned, recomputed=recomputed)
 
 
-def _replicas(role: str, group: ReplicaGroup, sizes: dict[str, int], fix: str) -> RolePlan:
+def _replicas(
+    role: str, group: ReplicaGroup, shape: Architecture, sizes: dict[str, int], fix: str
+) -> RolePlan:
+    _check_heads(role.partition("-")[0], group, shape)
     if not group.shard:
         return RolePlan(role, group.replicas, 1, sizes, fix)
     # Sharded weights stream from host memory.
@@ -175,9 +242,30 @@ def _replicas(role: str, group: ReplicaGroup, sizes: dict[str, int], fix: str) -
 
 
 def _rollout(config: SamplingConfig, policy: Architecture, transit: dict[str, int]) -> RolePlan:
-    cluster, group = config.cluster, config.cluster.rollout
+    group, cluster = config.cluster.rollout, config.cluster
     precision = resolve_precision(group.precision or config.policy.precision, cluster.device)
-    weights = count_parameters(policy) * WEIGHT_BYTES[precision] // group.tensor_parallel
+    role = _engines("rollout", group, policy, precision, cluster, "cluster.rollout")
+    judges = isinstance(config, RunConfig) and config.reward.asks_policy
+    turns = ("rollout", SCORING) if judges else ()
+    return replace(role, bytes_per_device=role.bytes_per_device | transit, turns=turns)
+
+
+def _judge_engines(config: RunConfig | EvaluateConfig) -> Iterator[RolePlan]:
+    """One role for each judge that has engines of its own."""
+    found, cluster = config.judge_engines, config.cluster
+    for role, (key, engine) in zip(numbered_roles("judge_engine", len(found)), found.items(), strict=True):
+        section = f"{key}: engine"
+        shape = resolve_architecture(engine.path, engine.architecture, section)
+        check_length(engine.max_length, shape.max_position_embeddings, f"{section}.max_length", engine.path)
+        precision = resolve_precision(engine.precision, cluster.device)
+        planned = _engines(role, engine, shape, precision, cluster, section)
+        yield replace(planned, turns=(SCORING if key.startswith("reward") else JUDGING,))
+
+
+def _engines(
+    role: str, group: EngineGroup, model: Architecture, precision: str, cluster: Devices, section: str
+) -> RolePlan:
+    weights = engine_weight_bytes(model, precision, group.quantization) // group.tensor_parallel
     if group.kv_cache_gib is not None:
         cache = int(group.kv_cache_gib * GIB)
     else:
@@ -185,8 +273,8 @@ def _rollout(config: SamplingConfig, policy: Architecture, transit: dict[str, in
     sizes = {"weights": weights, "kv cache": cache}
     if cluster.device == "cpu":
         sizes["packed weights"] = weights  # vLLM's matrices in oneDNN's own order, made beside the plain ones
-    fix = "raise cluster.rollout.tensor_parallel or lower cluster.rollout.kv_cache_gib"
-    return RolePlan("rollout", group.engines, group.tensor_parallel, sizes | transit, fix)
+    fix = f"raise {section}.tensor_parallel or lower {section}.kv_cache_gib"
+    return RolePlan(role, group.engines, group.tensor_parallel, sizes, fix)
 
 
 def _rewards(
@@ -208,4 +296,4 @@ def _rewards(
             model = resolve_architecture(path, reward.architecture, section)
             check_length(read, model.max_position_embeddings, length, path)
         sizes = forward_bytes(model, precision, reward.micro_batch_tokens, group, device, head=False)
-        yield _replicas(role, group, sizes, fix)
+        yield replace(_replicas(role, group, model, sizes, fix), turns=(SCORING,))

@@ -28,11 +28,13 @@ class WorkerSet:
         prepare: begins all that a spawned actor must do before it can work; returns the references.
         lockstep: the actors hold one model together and make every pass at the same time: they are one worker,
             each turn is dealt to all of them, and if one dies all do.
+        sharing: so many of them, one after the other, compute each pass together, and give its numbers alike.
     """
 
     group: WorkerGroup
     prepare: Callable[[Sequence[Any]], list[Any]]
     lockstep: bool = False
+    sharing: int = 1
 
     @property
     def ranks(self) -> list[int]:
@@ -70,9 +72,10 @@ class RayTransport:
         """Give a worker a turn. A lockstep worker's actors share its requests."""
         worker_set = self.worker_sets[role]
         actors = [worker_set.group.by_rank[member] for member in worker_set.members(rank)]
-        turns = []
+        turns, sharing = [], worker_set.sharing
         for place, actor in enumerate(actors):
-            share = WorkBatch(work.requests[place :: len(actors)], work.cancelled, work.seconds)
+            requests = work.requests[place // sharing :: len(actors) // sharing]
+            share = WorkBatch(requests, work.cancelled, work.seconds)
             turns.append(actor.work.remote(share))
         self._await(role, rank, True, turns)
 
@@ -129,8 +132,8 @@ class RayTransport:
             return Event(pending.role, pending.rank, started=True)
         reports = pending.reports
         report = WorkResult(
-            done=list(chain.from_iterable(report.done for report in reports)),
-            failed=list(chain.from_iterable(report.failed for report in reports)),
+            done=list(dict(chain.from_iterable(report.done for report in reports)).items()),
+            failed=list(dict(chain.from_iterable(report.failed for report in reports)).items()),
             started=min(report.started for report in reports),
             ended=max(report.ended for report in reports),
         )

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from ultramed_rl.config.base import Section, key, repeated
+from ultramed_rl.config.judge_models import StatementJudge
 from ultramed_rl.config.limits import (
     Address,
     BatchSize,
@@ -24,7 +25,6 @@ from ultramed_rl.config.limits import (
     TopP,
     Unique,
 )
-from ultramed_rl.config.rewards import StatementJudge
 
 TaskName = Annotated[str, Field(max_length=200)]
 
@@ -102,6 +102,10 @@ class TaskChoice(Section):
         "auto",
         "of keys that are places, the first option's; auto: the rows behind `uri` tell, or are refused",
     )
+    difficulties: Address | None = key(
+        None,
+        "of alpaca_eval: the file df_gamed.csv of its authors; null: its model of lengths without these terms",
+    )
 
 
 Task = Annotated[TaskChoice, _alone_under("name")]
@@ -126,7 +130,7 @@ class Benchmarks(Section):
     system: Text | None = key(None, "system message before every question")
     orders: Annotated[FewOrZero, Field(le=23)] = key(0, "further orders of options, to measure position bias")
     contamination: ContaminationCheck | None = key(ContaminationCheck(), "null: neither looked for nor told")
-    judge: StatementJudge | None = key(None, "reads K-QA's answers")
+    judge: StatementJudge | None = key(None, "reads the answers of kqa, alpaca_eval and mt_bench")
     general: General | None = key(None, "tasks that lm-evaluation-harness runs")
 
     def problems(self) -> Iterator[str]:

@@ -179,7 +179,9 @@ class EngineGeneratorConfig(ModelSettings):
     """A model on this project's own engines, see `cluster.rollout`."""
 
     type: Literal["engine"] = "engine"
-    path: Address = Field(description="a local directory, a hub id or offline://NAME")
+    path: Address = Field(
+        description="a local directory, a hub id (perhaps org/name@REVISION) or offline://NAME"
+    )
     chat_template: Address | None = key(None, "chatml, llama3 or a Jinja file; null: its tokenizer's own")
     temperature: Temperature | None = key(None, _TEMPERATURE)
 
@@ -253,7 +255,7 @@ class DataConfig(AnyConfig):
                 "step.exemplars=0"
             )
         if self.engines:
-            yield from device_rules(self.cluster)
+            yield from device_rules(self.cluster, "auto", {})
 
     @property
     def further_inputs(self) -> dict[str, str]:

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from ultramed_rl.config.base import Section, key, repeated, sample_rules
 from ultramed_rl.config.benchmarks import RoundBenchmarks, TaskName
+from ultramed_rl.config.judge_models import POLICY, JudgeEngine, own_engines
 from ultramed_rl.config.limits import Address, Few, ReplicaTokens, Resamples, Samples, Temperature, TermName
 from ultramed_rl.config.models import Architecture, Precision
 from ultramed_rl.config.rewards import AnswerTerm, FormRules, HttpTerm, JudgeTerm, LengthTerm
@@ -46,7 +47,7 @@ class ModelJudge(Section):
 
     type: Literal["reward_model"] = "reward_model"
     name: TermName = "reward_model"
-    path: Address = Field(description="a local directory or a hub id")
+    path: Address = Field(description="a local directory or a hub id, perhaps org/name@REVISION")
     precision: Precision = "auto"
     micro_batch_tokens: ReplicaTokens = 16384
     trust_remote_code: bool = key(False, "run Python code that comes with the model")
@@ -86,6 +87,11 @@ class Evaluation(Section):
         yield from sample_rules(self.samples, self.temperature)
         names = [judge.name for judge in self.judges]
         for place, judge in enumerate(self.judges):
+            if getattr(judge, "engine", None) == POLICY:
+                yield (
+                    f"judges.{place}.engine=policy: a judge that changes with the policy compares nothing with the start; name a "
+                    "model"
+                )
             if not _NAME.fullmatch(judge.name) or judge.name == REWARD:
                 yield (
                     f"judges.{place}.name={judge.name!r}: stands in the names of metrics; use letters, digits, _ and -, and "
@@ -100,6 +106,11 @@ class Evaluation(Section):
     def models(self) -> list[ModelJudge]:
         """The judges that are reward models."""
         return [judge for judge in self.judges if isinstance(judge, ModelJudge)]
+
+    @property
+    def engines(self) -> dict[str, JudgeEngine]:
+        """Those of judges on engines of their own, by the judges' names."""
+        return own_engines(self.judges)
 
     @property
     def benchmarks(self) -> list[BenchmarkJudge]:

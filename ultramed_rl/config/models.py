@@ -71,6 +71,9 @@ class Architecture(Section):
     parameters: Parameters | None = key(None, "in all; null: those of a dense decoder of this shape")
 
 
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
+
+
 class LoRA(Section):
     """Adapters that are trained instead of the policy's weights (arXiv 2106.09685); by peft."""
 
@@ -80,6 +83,17 @@ class LoRA(Section):
         "all-linear", "names of the layers that get adapters, or all-linear", min_length=1
     )
     quantize: Literal["nf4"] | None = key(None, "nf4: frozen weights in 4 bits (QLoRA, arXiv 2305.14314)")
+    sync: Literal["merged", "adapter"] = key(
+        "merged",
+        "what engines of an online run get: the whole model with the adapters in its weights, or the adapters alone, beside "
+        "their own copy of the base model: fewer bytes a sync, and slower generation",
+    )
+
+    def problems(self) -> Iterator[str]:
+        if self.sync == "adapter" and self.quantize is not None:
+            yield f"sync=adapter: engines hold the base model whole, the policy in 4 bits (quantize={self.quantize}); use sync=merged"
+        if self.sync == "adapter" and self.rank > LORA_RANKS[-1]:
+            yield f"sync=adapter: vLLM takes no rank={self.rank}, {LORA_RANKS[-1]} at most; lower it or use sync=merged"
 
     @field_validator("target_modules", mode="before")
     @classmethod
@@ -102,7 +116,9 @@ class ModelSettings(Section):
 class Model(ModelSettings):
     """The starting policy: a local directory, a hub id, or `offline://smollm2-135m-instruct`."""
 
-    path: Address = Field(description="a local directory, a hub id or offline://NAME")
+    path: Address = Field(
+        description="a local directory, a hub id (org/name, or pinned: org/name@REVISION) or offline://NAME"
+    )
     chat_template: Address | None = key(None, "chatml, llama3 or a Jinja file; null: the tokenizer's own")
     lora: LoRA | None = key(None, "null: all weights are trained; the reference is then a second model")
 

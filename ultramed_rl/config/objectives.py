@@ -5,6 +5,7 @@ The maths of each is in the file of the same name under `ultramed_rl.learning.ob
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -12,6 +13,7 @@ from pydantic import Field
 from ultramed_rl.config.base import Section, key
 from ultramed_rl.config.limits import Factor, FactorOrZero, Share
 
+Beside = Literal["none", "mismatched", "cut"]
 Beta = Annotated[Factor, Field(description="strength of the pull towards the reference")]
 _BALANCED = "null: in preference stages what makes both kinds weigh alike (arXiv 2402.01306, eq. 9), online 1"
 Flips = Annotated[Share, Field(lt=0.5, description="share of pairs believed to be the wrong way round")]
@@ -24,23 +26,40 @@ class _Objective(Section):
     """What every objective tells the rest of the system about itself.
 
     `listwise` objectives take all answers of a prompt, the others a pair; `unpaired` ones count each answer
-    alone. `kl` says what KTO's reference point is estimated on: the batch's own or mismatched answers.
+    alone; `chosen_only` ones learn a pair's chosen answer, and the other isn't computed. `kl` says what KTO's reference point is estimated on: the batch's own or mismatched answers.
     """
 
     uses_reference: ClassVar[bool] = True
     listwise: ClassVar[bool] = False
     unpaired: ClassVar[bool] = False
+    chosen_only: ClassVar[bool] = False
     kl: ClassVar[Literal["none", "batch", "mismatched"]] = "none"
+
+    @property
+    def beside(self) -> Beside:
+        """What the reference scores of a group beside its answers."""
+        return "mismatched" if self.kl == "mismatched" else "none"
 
 
 class DPO(_Objective):
-    """DPO (arXiv 2305.18290); with `label_smoothing` it is cDPO."""
+    """DPO (arXiv 2305.18290); with `label_smoothing` it is cDPO, with `ld_alpha` LD-DPO, with `policy_weighted` WPO."""
 
     type: Literal["dpo"] = "dpo"
     beta: Beta = 0.1
     label_smoothing: Flips = 0.0
     length_normalized: bool = key(False, "mean instead of summed log-ratios (Tulu 3, arXiv 2411.15124)")
+    ld_alpha: Share = key(
+        1.0, "what an answer's tokens beyond the shorter answer's length weigh (LD-DPO, arXiv 2409.06411)"
+    )
+    policy_weighted: bool = key(
+        False, "a pair weighs as much as the policy is likely to write its answers (WPO, arXiv 2406.11827)"
+    )
     nll_weight: NLLWeight = 0.0
+
+    @property
+    def beside(self) -> Beside:
+        """What the reference scores of a pair beside its answers."""
+        return "cut" if self.ld_alpha < 1 else "none"
 
 
 class RobustDPO(_Objective):
@@ -50,6 +69,22 @@ class RobustDPO(_Objective):
     beta: Beta = 0.1
     label_smoothing: Flips = 0.1
     nll_weight: NLLWeight = 0.0
+
+
+class RDPO(_Objective):
+    """Length-regularised DPO (arXiv 2403.19159)."""
+
+    type: Literal["r_dpo"] = "r_dpo"
+    beta: Beta = 0.1
+    length_weight: Factor = key(0.01, "alpha, of each token that one answer has more than the other")
+
+
+class DPOP(_Objective):
+    """DPO-Positive (arXiv 2402.13228): a chosen answer that becomes less likely costs more."""
+
+    type: Literal["dpop"] = "dpop"
+    beta: Beta = 0.1
+    penalty: Factor = key(50.0, "lambda, of what the chosen answer lost against the reference")
 
 
 class IPO(_Objective):
@@ -67,6 +102,36 @@ class Hinge(_Objective):
     type: Literal["hinge"] = "hinge"
     beta: Beta = 0.1
     nll_weight: NLLWeight = 0.0
+
+
+class APOZero(_Objective):
+    """APO-zero (arXiv 2408.06266): chosen answers up, rejected ones down; for answers better than the policy's own."""
+
+    type: Literal["apo_zero"] = "apo_zero"
+    beta: Beta = 0.1
+
+
+class APODown(_Objective):
+    """APO-down (arXiv 2408.06266): both down, rejected ones further; for a policy better than the chosen answers."""
+
+    type: Literal["apo_down"] = "apo_down"
+    beta: Beta = 0.1
+
+
+class SPPOHard(_Objective):
+    """SPPO on pairs (arXiv 2405.00675): the chosen answer always wins."""
+
+    type: Literal["sppo_hard"] = "sppo_hard"
+    beta: Beta = key(0.001, "one over the paper's eta")
+
+
+class SPPO(_Objective):
+    """SPPO over n answers (arXiv 2405.00675), which win as often as their rewards say."""
+
+    listwise: ClassVar[bool] = True
+    type: Literal["sppo"] = "sppo"
+    beta: Beta = key(0.001, "one over the paper's eta")
+    reward_temperature: Factor = key(1.0, "one answer beats another by sigmoid(reward gap / this)")
 
 
 class KTO(_Objective):
@@ -145,7 +210,79 @@ class ORPO(_Objective):
     beta: Annotated[Factor, Field(description="the paper's lambda, weight of the odds ratio")] = 0.1
 
 
-Objective = Annotated[
-    DPO | RobustDPO | IPO | Hinge | KTO | KTOPair | NCAPair | NCA | InfoNCA | SimPO | ORPO,
-    Field(discriminator="type"),
-]
+class RAFT(_Objective):
+    """Rejection-sampled fine-tuning (arXiv 2304.06767): the NLL of the best answer, per token."""
+
+    uses_reference: ClassVar[bool] = False
+    chosen_only: ClassVar[bool] = True
+    beta: ClassVar[float] = 1.0  # of the margin that a mixture shows
+    type: Literal["raft"] = "raft"
+
+
+_Summand = (
+    DPO
+    | RobustDPO
+    | RDPO
+    | DPOP
+    | IPO
+    | Hinge
+    | APOZero
+    | APODown
+    | SPPOHard
+    | SPPO
+    | NCAPair
+    | NCA
+    | InfoNCA
+    | SimPO
+    | ORPO
+    | RAFT
+)
+
+
+class Part(Section):
+    """A summand of a mixture."""
+
+    weight: Factor = key(1.0, "of its loss")
+    objective: Annotated[_Summand, Field(discriminator="type")] = Field(description="whose loss it is")
+
+
+class Mixture(Section):
+    """A weighted sum of objectives; metrics such as the implicit margin are those of the first."""
+
+    unpaired: ClassVar[bool] = False
+    chosen_only: ClassVar[bool] = False
+    kl: ClassVar[Literal["none", "batch", "mismatched"]] = "none"
+    type: Literal["mixture"] = "mixture"
+    parts: list[Part] = Field(min_length=2, max_length=8, description="what is summed")
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether any of them does."""
+        return any(part.objective.uses_reference for part in self.parts)
+
+    @property
+    def listwise(self) -> bool:
+        """Whether any of them is; the others then compare the first of n answers with the last."""
+        return any(part.objective.listwise for part in self.parts)
+
+    @property
+    def beta(self) -> float:
+        """The first one's."""
+        return self.parts[0].objective.beta
+
+    @property
+    def beside(self) -> Beside:
+        """What the reference scores of a group beside its answers."""
+        return "cut" if any(part.objective.beside == "cut" for part in self.parts) else "none"
+
+    @property
+    def policy_weighted(self) -> bool:
+        """Whether any of them weighs pairs by the policy."""
+        return any(getattr(part.objective, "policy_weighted", False) for part in self.parts)
+
+    def problems(self) -> Iterator[str]:
+        if self.listwise and self.beside == "cut":
+            yield "parts: ld_alpha compares the lengths of two answers, and another part takes all n; use ld_alpha=1"
+
+
+Objective = Annotated[_Summand | KTO | KTOPair | Mixture, Field(discriminator="type")]

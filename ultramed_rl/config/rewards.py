@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from ultramed_rl.config.base import Section, key, order_rules, repeated, sample_rules
+from ultramed_rl.config.judge_models import POLICY, JudgeEngine, JudgeModel, own_engines
 from ultramed_rl.config.limits import (
     Address,
     BatchSize,
@@ -17,8 +18,6 @@ from ultramed_rl.config.limits import (
     CountOrZero,
     Factor,
     FactorOrZero,
-    KeyVariable,
-    Label,
     LearningRate,
     Pattern,
     Points,
@@ -42,6 +41,8 @@ from ultramed_rl.config.models import Architecture, Precision
 from ultramed_rl.config.rounds import Optimization
 
 RAW = "raw"  # the column of rewards that `length_slope` has not been taken off
+# Ends of names of details of a comparing judge whose means a round reports, see `rewards/pairwise.py`.
+BIASES = ("_contradictory", "_first_wins", "_over_reference")
 
 
 def _not_zero(weight: float) -> float:
@@ -154,27 +155,8 @@ class Scale(Section):
         yield from order_rules(self, "low", "high", equal=False)
 
 
-class ApiModel(Section):
-    """A language model behind an OpenAI-compatible API, such as `vllm serve`'s, and how it is asked."""
-
-    model: Label = Field(min_length=1, description="as the API names it")
-    base_url: WebAddress = Field(description="as http://host:8000/v1")
-    api_key_env: KeyVariable = None
-    temperature: Temperature = key(0.0, "of the judge's replies")
-    max_tokens: Tokens = key(256, "of one reply")
-    concurrency: Annotated[Concurrency, Field(le=256)] = key(8, "requests at a time")
-    timeout_s: Seconds = key(120.0, "seconds for one request")
-    retries: Retries = key(3, "of a request that failed, and of a reply that cannot be read")
-
-
-class StatementJudge(ApiModel):
-    """Who says of each of an item's statements whether an answer entails or contradicts it."""
-
-    template: Address | None = key(None, "a text file with $question, $answer and $statement; null: our own")
-
-
-class JudgeTerm(_Term, ApiModel):
-    """The grade of a language model behind an OpenAI-compatible API."""
+class JudgeTerm(_Term, JudgeModel):
+    """The grade of a language model, behind an OpenAI-compatible API or on engines of the run's own."""
 
     type: Literal["judge"] = "judge"
     name: TermName = "judge"
@@ -183,13 +165,40 @@ class JudgeTerm(_Term, ApiModel):
     )
     scale: Scale = Scale()
     samples: Annotated[Samples, Field(le=64)] = key(1, "grades per answer, of which the mean counts")
+    grade: Literal["stated", "expected"] = key(
+        "stated",
+        "expected: in the place of the grade's token, the mean of all whole grades of one digit, by their probability",
+    )
 
     def problems(self) -> Iterator[str]:
+        yield from super().problems()
         yield from sample_rules(self.samples, self.temperature)
+        low, high = self.scale.low, self.scale.high
+        if self.grade == "expected" and not (low >= 0 and high <= 9 and low % 1 == high % 1 == 0):
+            yield (
+                f"grade=expected: needs grades of one digit, since many tokenizers part longer ones, and scale is {low:g} to "
+                f"{high:g}; use scale={{low: 1, high: 5}} or within 0 to 9"
+            )
+
+
+class PairwiseTerm(_Term, JudgeModel):
+    """A prompt's answers compared two at a time by a language model, in both orders; contradictory orders are a tie. An
+    answer's score, 0 to 1, is what it won."""
+
+    type: Literal["pairwise"] = "pairwise"
+    name: TermName = "pairwise"
+    template: Address | None = key(
+        None, "a text file with $question, $answer_a, $answer_b and perhaps $reference; null: our own"
+    )
+    tournament: Literal["round_robin", "knockout"] = key(
+        "round_robin",
+        "of n answers: all n (n - 1) / 2 pairs, and the score is the mean of an answer's points; knockout: n - 1, and the score "
+        "is how far it came",
+    )
 
 
 RewardTerm = Annotated[
-    AnswerTerm | LengthTerm | FormatTerm | HttpTerm | JudgeTerm, Field(discriminator="type")
+    AnswerTerm | LengthTerm | FormatTerm | HttpTerm | JudgeTerm | PairwiseTerm, Field(discriminator="type")
 ]
 
 
@@ -250,7 +259,9 @@ class Reward(Section):
     """What scores completions: a trained `num_labels=1` classifier (`path`), several of them (`ensemble`), or
     one trained in the same run (`train`); and `terms` that are added by weight, or stand alone."""
 
-    path: Address | None = key(None, "a trained reward model: a local directory or a hub id")
+    path: Address | None = key(
+        None, "a trained reward model: a local directory or a hub id, perhaps org/name@REVISION"
+    )
     train: RewardTraining | None = None
     ensemble: Ensemble | None = None
     weight: Factor = key(1.0, "of the reward model beside the terms")
@@ -278,6 +289,21 @@ class Reward(Section):
                 yield f"terms: {name!r} is the name of a column of the reward's own; choose another"
         for name in repeated(names):
             yield f"terms: two are named {name!r}; give each a name of its own"
+
+    @property
+    def engines(self) -> dict[str, JudgeEngine]:
+        """Those of terms that judge on engines of their own, by the terms' names."""
+        return own_engines(self.terms)
+
+    @property
+    def compares(self) -> bool:
+        """Whether a term's scores are of answers against each other, and say nothing of one alone."""
+        return any(isinstance(term, PairwiseTerm) for term in self.terms)
+
+    @property
+    def asks_policy(self) -> bool:
+        """Whether a term is judged by the policy itself."""
+        return any(getattr(term, "engine", None) == POLICY for term in self.terms)
 
     @property
     def paths(self) -> tuple[str | None, ...]:

@@ -34,7 +34,9 @@ IGNORE = "columns that are passed over, though they may belong to the prompt"
 class _Source(Section):
     """What every source of prompts has."""
 
-    uri: Address = Field(description="hf://owner/name:split, package://name/path, or local files")
+    uri: Address = Field(
+        description="hf://owner/name:split (pinned: owner/name@REVISION), package://name/path, or local files"
+    )
     limit: Count | None = key(None, "read at most so many rows")
     ignore: list[Column] = key([], IGNORE)
     share: PositiveShare | None = key(None, "its part of every round's prompts; null: as it has of all")
@@ -147,6 +149,17 @@ class Optimization(Section):
     max_grad_norm: Factor = key(1.0, "longer gradients are scaled down to this norm")
     max_skipped_steps: CountOrZero = key(3, "steps with a non-finite gradient that a round or stage may skip")
     gradient_checkpointing: bool = key(True, "compute activations again in the backward pass, to save memory")
+    checkpointed_layers: Few | None = key(
+        None,
+        "layers of which gradient_checkpointing is, from the first on; null: as few as `plan` finds room for, on CPU all",
+    )
+
+    def problems(self) -> Iterator[str]:
+        if self.checkpointed_layers is not None and not self.gradient_checkpointing:
+            yield (
+                f"checkpointed_layers={self.checkpointed_layers}: with gradient_checkpointing=false none is computed again; "
+                "remove one of them"
+            )
 
 
 class Training(Optimization):

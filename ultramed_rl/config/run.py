@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
@@ -13,6 +13,7 @@ from pydantic import Field
 from ultramed_rl.config.base import Section, key
 from ultramed_rl.config.benchmarks import RoundBenchmarks, room_rules
 from ultramed_rl.config.cluster import Cluster, SamplingCluster
+from ultramed_rl.config.judge_models import POLICY, JudgeEngine, JudgeModel
 from ultramed_rl.config.judges import REWARD, Evaluation, Likeness, benchmark_rules
 from ultramed_rl.config.limits import Address, Few, FewOrZero, Label, Name, Seconds, Seed, Tag, TermName
 from ultramed_rl.config.models import LoRA, Model, ModelSettings, Reference
@@ -157,7 +158,13 @@ class RunConfig(AnyConfig):
         yield from quantize_rules("policy", self.policy.lora, "policy", self.cluster.policy.zero_stage)
         yield from self._overlap_rules()
         yield from self._judge_rules()
-        yield from device_rules(self.cluster)
+        yield from device_rules(self.cluster, self.policy.precision, self.judge_engines)
+
+    @property
+    def judge_engines(self) -> dict[str, JudgeEngine]:
+        """By the keys that name them, engines of judges: each is a role of the run."""
+        sections = {"reward.terms": self.reward.engines, "evaluation.judges": self.evaluation.engines}
+        return {f"{key}, {name}": e for key, found in sections.items() for name, e in found.items()}
 
     def _judge_rules(self) -> Iterator[str]:
         """What ends a run early, or chooses its policy, goes by judges that there are and rounds whose policy is kept."""
@@ -172,11 +179,20 @@ class RunConfig(AnyConfig):
                         f"evaluation.judges: {judge.name!r} has to=reference, and no prompt has a reference answer; name its "
                         "column in prompts.sources (answer_column), or use to=question"
                     )
-        paths = [path for path in self.reward.paths if path is not None]
-        for judge in self.evaluation.models:
-            if judge.path in paths:
+        for term in self.reward.terms:
+            if not isinstance(term, JudgeModel) or term.engine != POLICY:
+                continue
+            if self.policy.max_length <= term.max_tokens:
                 yield (
-                    f"evaluation.judges: {judge.name!r} has path={judge.path!r}, which is the reward's own: it would agree with "
+                    f"policy.max_length={self.policy.max_length}: leaves no room for what the policy is asked as judge "
+                    f"{term.name!r} beside max_tokens={term.max_tokens}; raise it or lower max_tokens"
+                )
+        paths = [*self.reward.paths, *(engine.path for engine in self.reward.engines.values())]
+        judges: dict[str, Any] = {judge.name: judge for judge in self.evaluation.models}
+        for name, judge in (judges | self.evaluation.engines).items():
+            if (path := judge.path) in paths:
+                yield (
+                    f"evaluation.judges: {name!r} has path={path!r}, which is the reward's own: it would agree with "
                     "itself; name another model, best of another family"
                 )
         names, run = [judge.name for judge in self.evaluation.judges], self.run
@@ -290,7 +306,19 @@ def quantize_rules(name: str, lora: LoRA | None, group: str, zero_stage: int) ->
         )
 
 
-def device_rules(cluster: Cluster | SamplingCluster) -> Iterator[str]:
-    """Rules of engines on CPU."""
-    if cluster.device == "cpu" and cluster.rollout.kv_cache_gib is None:
-        yield "cluster.rollout.kv_cache_gib=null: must be set on cluster.device=cpu, say 1.0"
+def device_rules(
+    cluster: Cluster | SamplingCluster, precision: str, judges: Mapping[str, JudgeEngine]
+) -> Iterator[str]:
+    """Rules of engines on CPU, and of 8-bit ones: the policy's, whose own `precision` this is, and judges' by their keys."""
+    groups = {"cluster.rollout": (cluster.rollout, cluster.rollout.precision or precision)}
+    groups |= {f"{name}: engine": (engine, engine.precision) for name, engine in judges.items()}
+    for name, (group, rounded) in groups.items():
+        if cluster.device == "cpu" and group.kv_cache_gib is None:
+            yield f"{name}.kv_cache_gib=null: must be set on cluster.device=cpu, say 1.0"
+        if group.quantization and cluster.device == "cpu":
+            yield f"{name}.quantization={group.quantization}: needs cluster.device=cuda; set it to null"
+        elif group.quantization and rounded == "float32":
+            yield (
+                f"{name}.quantization={group.quantization}: engines compute in float32, from which vLLM rounds none; "
+                f"set {name}.precision=bfloat16"
+            )

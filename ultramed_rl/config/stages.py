@@ -10,6 +10,7 @@ from pydantic import Field
 from ultramed_rl.config.base import Section, key, sample_rules
 from ultramed_rl.config.benchmarks import Benchmarks, room_rules
 from ultramed_rl.config.cluster import SamplingCluster, ScoringCluster, StageCluster
+from ultramed_rl.config.judge_models import JudgeEngine
 from ultramed_rl.config.limits import (
     Address,
     Column,
@@ -39,7 +40,9 @@ from ultramed_rl.config.run import AnyConfig, Tracking, device_rules, kl_rules, 
 class _StageSource(Section):
     """Rows behind a URI: hf://owner/name:split, package://name/path, or local files."""
 
-    uri: Address = Field(description="hf://owner/name:split, package://name/path, or local files")
+    uri: Address = Field(
+        description="hf://owner/name:split (pinned: owner/name@REVISION), package://name/path, or local files"
+    )
     weight: Factor = key(1.0, "how often its rows are used: 0.5 a seeded half, 2 each twice")
     limit: Count | None = key(None, "read at most so many rows")
     max_misfit_share: Share = key(0.05, "share of rows that may not fit")
@@ -172,7 +175,7 @@ class ContrastsConfig(AnyConfig):
     cluster: SamplingCluster = SamplingCluster()
 
     def problems(self) -> Iterator[str]:
-        yield from device_rules(self.cluster)
+        yield from device_rules(self.cluster, self.policy.precision, {})
         yield from length_rules(self.prompts, self.policy, self.contrasts.max_new_tokens, "contrasts")
 
 
@@ -205,7 +208,7 @@ class EvaluateConfig(AnyConfig):
 
     def problems(self) -> Iterator[str]:
         sampling, cluster = self.sampling, self.cluster
-        yield from device_rules(cluster)
+        yield from device_rules(cluster, self.policy.precision, self.judge_engines)
         yield from self._reward_rules()
         if self.prompts is not None:
             yield from length_rules(self.prompts, self.policy, sampling.max_new_tokens, "sampling")
@@ -233,10 +236,23 @@ class EvaluateConfig(AnyConfig):
             yield (
                 "reward.length_slope='fit': an online run fits it; give the number that one has found (initial/length.json)"
             )
+        if self.reward.compares and self.prompts is not None:
+            yield (
+                "reward.terms: pairwise compares a policy's answers with each other, so that policies cannot be compared by it; use "
+                "type judge"
+            )
+        if self.reward.asks_policy:
+            yield "reward.terms: engine=policy is of an online run; name a model to judge"
         if self.reward.train is not None:
             yield "reward.train: an evaluation trains nothing; name a trained model in reward.path"
         if self.prompts is None and "self_consistency" not in self._protocols:
             yield "reward: scores nothing; set prompts, or self_consistency among benchmarks.protocols, or remove it"
+
+    @property
+    def judge_engines(self) -> dict[str, JudgeEngine]:
+        """By the keys that name them, engines of judges."""
+        engines = {} if self.reward is None else self.reward.engines
+        return {f"reward.terms, {name}": engine for name, engine in engines.items()}
 
     @property
     def _protocols(self) -> set[str]:
@@ -255,14 +271,16 @@ class EvaluateConfig(AnyConfig):
 class BenchedModel(ModelSettings):
     """The reward model: a trained `num_labels=1` classifier. `max_length` is of a prompt with one answer."""
 
-    path: Address = Field(description="a local directory or a hub id")
+    path: Address = Field(description="a local directory or a hub id, perhaps org/name@REVISION")
     micro_batch_tokens: ReplicaTokens = 16384
 
 
 class BenchmarkPairs(Section):
     """Rows with wanted and unwanted answers behind a URI, in any of the forms of docs/recipe.md."""
 
-    uri: Address = Field(description="hf://owner/name:split, package://name/path, or local files")
+    uri: Address = Field(
+        description="hf://owner/name:split (pinned: owner/name@REVISION), package://name/path, or local files"
+    )
     subset_column: Column | None = key(None, "null: the first of subset, label_type, type and category")
     limit: Count | None = key(None, "read at most so many rows")
     max_misfit_share: Share = key(0.05, "share of rows that may not fit")

@@ -303,9 +303,16 @@ class FittingRows:
     unfit: str  # what a misfit does or is: "are no conversations"
     fix: str  # what to do about more of them
     counts: Counter[str]  # gains rows, misfit and, by reason, misfit_NAME
-    quiet: bool = False  # the source was read before, so that a warning would be its second
     ignored: Sequence[str] | None = None  # columns that aren't looked at; None: nobody is told of unread ones
-    notes: SourceNotes = field(default_factory=SourceNotes)
+    notes: SourceNotes | None = None  # gains what is noted; None: a warning says it
+
+    @classmethod
+    def of(
+        cls, source: Any, unfit: str, fix: str, counts: Counter[str], notes: SourceNotes | None = None
+    ) -> FittingRows:
+        """Those of a config's source."""
+        allowed = getattr(source, "max_misfit_share", MISFITS_ALLOWED)
+        return cls(source.uri, source.limit, allowed, unfit, fix, counts, source.ignore, notes)
 
     def parse(
         self, parse: Callable[[NotedRow], T | None], gather: Callable[[Placed], Placed] = iter
@@ -317,7 +324,7 @@ class FittingRows:
             ValueError: an unreadable source; at its end, more misfits than allowed, or nothing else.
         """
         self.counts.update(rows=0, misfit=0)
-        notes, columns = self.notes, ""
+        notes, columns = self.notes or SourceNotes(), ""
         missing: set[str | None] = set()
         for place, row in gather(read_placed_rows(self.uri, self.limit)):
             notes.rows += 1
@@ -349,8 +356,10 @@ class FittingRows:
                 f"source {self.uri!r}: {misfits} of {rows} rows {self.unfit} ({named}; {first}); "
                 f"at most {100 * self.allowed:.3g}% may, and not all: {fix}"
             )
-        if misfits and not self.quiet:
+        if self.notes is not None:
+            return
+        if misfits:
             logger.warning("source %s: skipped %d of %d rows (%s)", self.uri, misfits, rows, first)
-        if notes.unread and not self.quiet:
+        if notes.unread:
             named = ", ".join(f"{name} ({count} rows)" for name, count in notes.unread.items())
             logger.warning("source %s: columns that are not read: %s", self.uri, named)

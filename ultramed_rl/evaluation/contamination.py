@@ -17,8 +17,6 @@ from functools import cache, cached_property
 from itertools import chain, islice
 from typing import Literal
 
-import numpy as np
-
 from ultramed_rl.config.benchmarks import ContaminationCheck
 from ultramed_rl.data.factory.decontaminate import NearItems
 from ultramed_rl.data.likeness import (
@@ -26,7 +24,6 @@ from ultramed_rl.data.likeness import (
     TELLING_WORDS,
     Embed,
     Stem,
-    check_unit_vectors,
     equal_keys,
     options_meet,
     read_stem,
@@ -244,8 +241,9 @@ class _Search:
                 self._keep(place, prompt, "exact", 0.0)
             stems.append(stem)
             prompts.append(prompt)
-        if self._embed is not None:
-            self._compare_vectors(stems, prompts)
+        if self._embed is not None and stems:
+            for row, place, distance in self._near.pairs(stems):
+                self._keep(place, prompts[row], "near", distance)
 
     def result(self, unknown: tuple[str, ...]) -> Contamination:
         best = sorted(self._best.items())
@@ -285,22 +283,6 @@ class _Search:
 
     @cached_property
     def _near(self) -> NearItems:
-        """Items that are long enough."""
-        long = [place for place, item in enumerate(self._items) if len(item.words) >= PAPER_RULE.words]
-        lengths = np.array([len(self._items[place].key) for place in long])
-        vectors = self._vectors([self._items[place].text for place in long])
-        return NearItems(np.array(long, dtype=np.int64), lengths, vectors, PAPER_RULE)
-
-    def _compare_vectors(self, stems: Sequence[Stem], prompts: Sequence[TrainedPrompt]) -> None:
-        """Only prompts that some item's length comes near to are embedded."""
-        long = [number for number, stem in enumerate(stems) if len(stem.words) >= PAPER_RULE.words]
-        rows = [number for number in long if self._near.reaches(len(stems[number].key))]
-        vectors = self._vectors([stems[number].text for number in rows])
-        lengths = np.array([len(stems[number].key) for number in rows])
-        for row, place, distance in self._near.pairs(vectors, lengths):
-            if options_meet(self._items[place], stems[rows[row]]):
-                self._keep(place, prompts[rows[row]], "near", distance)
-
-    def _vectors(self, texts: list[str]) -> np.ndarray:
+        """Once there is something to compare."""
         assert self._embed is not None
-        return check_unit_vectors(self._embed(texts), len(texts)) if texts else np.zeros((0, 1), np.float32)
+        return NearItems(self._items, self._embed, PAPER_RULE)

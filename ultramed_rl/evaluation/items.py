@@ -14,7 +14,8 @@ from typing import Any, Literal
 from ultramed_rl.data.chats import Misfit, check_text, read_column
 from ultramed_rl.data.choices import Keys, read_key, read_options, without_options
 
-Form = Literal["choice", "factoid", "list", "statements"]
+Form = Literal["choice", "factoid", "list", "statements", "preference", "chat"]
+JUDGED = {"statements", "preference", "chat"}  # forms whose answers a judge reads
 Problem = Literal["", "none", "contradiction", "truncated"]
 INSTRUCTION = (
     'Think step by step, and end with the sentence "So, the answer is X.", where X is the letter of the '
@@ -35,6 +36,10 @@ class Item:
     expected: tuple[tuple[str, ...], ...] = ()  # names accepted for each entity that a factoid or list wants
     required: tuple[str, ...] = ()  # K-QA's statements that must be in an answer
     optional: tuple[str, ...] = ()  # those that may be
+    follow_up: str = ""  # MT-Bench's second turn, asked after the answer to the first
+    beside: tuple[
+        str, ...
+    ] = ()  # others' answers: AlpacaEval's baseline's, or MT-Bench's reference for each turn
 
     @property
     def lettered(self) -> dict[str, str]:
@@ -84,6 +89,7 @@ class Task:
     shuffles: bool = False  # the order of options carries no meaning, so that it may be changed
     columns: tuple[str, ...] = ()  # the subjects that count singly in the paper's average
     subject_files: bool = False  # each of several files is named after its rows' subject
+    numbered: bool = False  # an item without an id is called by its row's place, from 0
     drops_repeats: bool = False  # an item without a subject is dropped where it repeats an earlier one
     offline: str = ""  # where its rows are in an installed package
     # Of a file that holds more than the benchmark: the keys of its items by id, out of another file; None of any other.

@@ -26,6 +26,7 @@ from ultramed_rl.config.stages import (
     SftConfig,
     StageConfig,
 )
+from ultramed_rl.data.chats import SourceNotes
 from ultramed_rl.data.conversations import read_conversations
 from ultramed_rl.data.identity import choose_held_out, content_key, mixture_copies, prompt_key
 from ultramed_rl.data.preferences import ranked_key, read_preferences
@@ -195,7 +196,7 @@ class Lineage:
             own = str(run.path / "initial" / "reward_model")
             self._follow(own if path is None else path, "reward", run.base)
         for term in config.reward.terms:
-            if term.type in ("http", "judge"):
+            if term.type in ("http", "judge", "pairwise"):
                 self._note(self.unknown, f"the {term.type} scorer {term.name!r} of {run.name} (reward model)")
 
     def _add(self, run: _TrainedRun, uri: str, role: Role, chats: Callable[[], Chats], suffix: str) -> None:
@@ -280,10 +281,10 @@ def _pool_chats(run: _TrainedRun, config: RunConfig, training: RewardTraining) -
 def _used_chats(source: Source, seed: int, held_out: frozenset[str] = frozenset()) -> Chats:
     """A source's chats, without those that a weight below 1 leaves out and those of prompts that were held out."""
     if isinstance(source, PreferenceSource):
-        ranked = read_preferences(source, Counter(), quiet=True)
+        ranked = read_preferences(source, Counter(), SourceNotes())
         chats = ((row.messages, ranked_key(row)) for row in ranked)
     else:
-        conversations = read_conversations(source, Counter(), quiet=True)
+        conversations = read_conversations(source, Counter(), SourceNotes())
         chats = ((row.messages, content_key(row.messages)) for row in conversations)
     used = (messages for messages, key in chats if mixture_copies(source.weight, key, seed))
     return (messages for messages in used if not held_out or prompt_key(messages) not in held_out)

@@ -14,7 +14,9 @@ from statistics import fmean
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ultramed_rl.evaluation.statistics import Interval, paired_bootstrap, summarize, win_rate
+from ultramed_rl.config.rewards import BIASES
+from ultramed_rl.evaluation.length_control import controlled_wins
+from ultramed_rl.evaluation.statistics import paired_bootstrap, summarize, win_rate
 from ultramed_rl.learning.length import LengthFit
 from ultramed_rl.records import PreferenceGroup, Prompt, ScoredCompletion, SelectionAudit
 from ultramed_rl.store.shards import read_columns, shard_files
@@ -36,6 +38,9 @@ class AnswerMetrics:
         self._counts: Counter[str] = Counter()
         self._terms: defaultdict[str, float] = defaultdict(float)  # by scorer, the sum of its finite numbers
         self._termed: Counter[str] = Counter()  # by scorer, how many these are
+        self._biases: defaultdict[str, list[float]] = defaultdict(
+            lambda: [0.0, 0]
+        )  # the same of judges' biases
         self.add(scored)
 
     def add(self, scored: Iterable[ScoredCompletion]) -> int:
@@ -54,6 +59,10 @@ class AnswerMetrics:
                 self._rewards.append(item.reward)
             else:
                 counts["non_finite"] += 1
+            for name, value in item.details.items():
+                if name.endswith(BIASES):
+                    self._biases[name][0] += value
+                    self._biases[name][1] += 1
             for name, value in item.terms.items():
                 if math.isfinite(value):
                     self._terms[name] += value
@@ -61,7 +70,8 @@ class AnswerMetrics:
         return tokens
 
     def metrics(self) -> dict[str, float]:
-        """Mean, deviation and quantiles of the finite rewards; of several scorers, each one's mean."""
+        """Mean, deviation and quantiles of the finite rewards; of several scorers, each one's mean; of a judge that compares,
+        `bias_...`: the means over answers of what `PairwiseJudge` says of it."""
         lengths, rewards = summarize(self._lengths), summarize(self._rewards)
         return {
             "completions": lengths.count,
@@ -77,6 +87,7 @@ class AnswerMetrics:
             "reward_p90": rewards.p90,
             "reward_non_finite": self._counts["non_finite"],
             **{f"reward_{name}_mean": self._terms[name] / n for name, n in sorted(self._termed.items())},
+            **{f"bias_{name}": total / n for name, (total, n) in sorted(self._biases.items())},
         }
 
 
@@ -180,43 +191,53 @@ def means_by_prompt(values: Iterable[tuple[str, float]]) -> dict[str, float]:
     return {prompt: fmean(finite) if finite else math.nan for prompt, finite in by_prompt.items()}
 
 
-def compare(
-    before: Mapping[str, float], after: Mapping[str, float], resamples: int, seed: int
-) -> tuple[Interval, float]:
-    """(change of the mean reward with its 95 % interval, win rate) of `prompt_means` on the same prompts, paired.
-
-    Prompts without a finite reward on both sides cannot be compared; `reward_non_finite` counts such rewards.
-    """
-    first, second = _comparable(before, after)
-    return paired_bootstrap(first, second, resamples, seed), win_rate(first, second)
+def tokens_by_prompt(scored: Iterable[ScoredCompletion]) -> dict[str, float]:
+    """The mean tokens of each prompt's completions."""
+    return means_by_prompt(
+        (item.completion.prompt_id, float(len(item.completion.token_ids))) for item in scored
+    )
 
 
 def change_metrics(
-    before: Mapping[str, float], after: Mapping[str, float], resamples: int, seed: int
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+    resamples: int,
+    seed: int,
+    gaps: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
-    """`compare` as metrics, with the number of prompts compared; nothing of a measure that has no finite value in common."""
-    prompts = len(_comparable(before, after)[0])
+    """The change of the mean over prompts with its 95 % interval, paired, the win rate, and how many `prompts` could be compared:
+    those with a finite number on both sides. Nothing where there is none.
+
+    With `gaps`, how many tokens longer each prompt's answers have become, also `win_rate_lc`: the win rate at equal length (see
+    `evaluation.length_control`).
+    """
+    assert before.keys() == after.keys(), "evaluations of different prompts"
+    prompts = sorted(p for p in before if math.isfinite(before[p]) and math.isfinite(after[p]))
     if not prompts:
         return {}
-    change, wins = compare(before, after, resamples, seed)
+    first, second = [before[p] for p in prompts], [after[p] for p in prompts]
+    change = paired_bootstrap(first, second, resamples, seed)
     bounds = {"change": change.mean, "change_low": change.low, "change_high": change.high}
-    return {**bounds, "win_rate": wins, "prompts": float(prompts)}
+    found = {**bounds, "win_rate": win_rate(first, second), "prompts": float(len(prompts))}
+    if gaps is not None:
+        won = [0.5 if old == new else float(new > old) for old, new in zip(first, second, strict=True)]
+        found["win_rate_lc"] = float(controlled_wins(won, [gaps[p] for p in prompts]).mean())
+    return found
 
 
 def judge_metrics(
-    name: str, before: Mapping[str, float], after: Mapping[str, float], resamples: int, seed: int
+    name: str,
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+    resamples: int,
+    seed: int,
+    gaps: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """A judge's mean by prompt or item and its change from the start, under its name."""
-    found = change_metrics(before, after, resamples, seed)
+    found = change_metrics(before, after, resamples, seed, gaps)
     if found:
         found["mean"] = fmean(value for value in after.values() if math.isfinite(value))
     return {f"judge_{name}_{key}": value for key, value in found.items()}
-
-
-def _comparable(before: Mapping[str, float], after: Mapping[str, float]) -> tuple[list[float], list[float]]:
-    assert before.keys() == after.keys(), "evaluations of different prompts"
-    prompts = sorted(p for p in before if math.isfinite(before[p]) and math.isfinite(after[p]))
-    return [before[p] for p in prompts], [after[p] for p in prompts]
 
 
 def agreement(scores: Iterable[Iterable[tuple[float, float]]]) -> float:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ultramed_rl.evaluation.chat_scores import ChatGrades, WinRates
 from ultramed_rl.evaluation.judging import StatementSummary
 from ultramed_rl.evaluation.results import (
     Average,
@@ -17,6 +18,7 @@ from ultramed_rl.evaluation.results import (
     compare_outcomes,
     task_result,
 )
+from ultramed_rl.evaluation.statistics import Interval
 from ultramed_rl.evaluation.suite import AskedTask
 from ultramed_rl.evaluation.voting import CurvePoint
 from ultramed_rl.store.atomic import write_lines
@@ -49,6 +51,22 @@ _STATEMENTS = [
     ("contradictions an answer", "{hallucination}"),
     ("answers with one", "{contradicting}"),
     ("nice to have", "{coverage}"),
+    ("unread", "{unread}"),
+]
+_WINS = [
+    ("policy", "{policy}"),
+    ("AlpacaEval wins", "{win_rate}"),
+    ("at equal length", "{controlled:.2f}"),
+    ("first preferred", "{first:.2f}"),
+    ("characters", "{characters:.0f}"),
+    ("items", "{items}"),
+    ("unread", "{unread}"),
+]
+_GRADES = [
+    ("policy", "{policy}"),
+    ("MT-Bench", "{grade}"),
+    ("turns", "{turns[0]:.2f}, {turns[1]:.2f}"),
+    ("chats", "{items}"),
     ("unread", "{unread}"),
 ]
 
@@ -219,15 +237,20 @@ def render_averages(reports: Sequence[PolicyReport]) -> str:
     return "\n".join(lines)
 
 
-def render_statements(summaries: Mapping[str, StatementSummary]) -> str:
-    """K-QA's figures."""
-    rows = []
-    for policy, summary in summaries.items():
-        row = {"policy": policy, "unread": f"{summary.unread} of {summary.statements}"}
-        for name, interval in summary.intervals.items():
-            row[name] = f"{interval.mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
-        rows.append(row)
-    return _table(_STATEMENTS, rows)
+def render_judged(judged: Mapping[str, Mapping[str, StatementSummary | WinRates | ChatGrades]]) -> str:
+    """What a judge said, by policy and kind: K-QA's figures, AlpacaEval's, MT-Bench's; a table each."""
+    rows: dict[type, list[dict[str, Any]]] = {StatementSummary: [], WinRates: [], ChatGrades: []}
+    for policy, summaries in judged.items():
+        for summary in summaries.values():
+            row: dict[str, Any] = {**vars(summary), "policy": policy}
+            if isinstance(summary, StatementSummary):
+                row["unread"] = f"{summary.unread} of {summary.statements}"
+            shown = {name: value for name, value in vars(summary).items() if isinstance(value, Interval)}
+            for name, interval in shown.items():
+                row[name] = f"{interval.mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+            rows[type(summary)].append(row)
+    tables = zip((_STATEMENTS, _WINS, _GRADES), rows.values(), strict=True)
+    return "\n".join(filter(None, (_table(columns, own) for columns, own in tables)))
 
 
 def _table(columns: Sequence[tuple[str, str]], rows: Sequence[Mapping[str, Any]]) -> str:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any, Protocol, TypeVar
 
 from ultramed_rl.config.benchmarks import Benchmarks
-from ultramed_rl.evaluation.items import Item
+from ultramed_rl.evaluation.items import JUDGED, Form, Item
 from ultramed_rl.evaluation.report import PolicyReport, report_policy
 from ultramed_rl.evaluation.results import (
     GradedAnswer,
@@ -74,6 +74,10 @@ class AskedPolicy:
     greedy: Sequence[Completion] = ()
     samples: Sequence[Completion] = ()
     rewards: Sequence[ScoredCompletion] = ()
+    chat: ChatTokenizer | None = None
+    # Second turns, of the questions that have one.
+    second_prompts: Sequence[Prompt] = ()
+    seconds: Sequence[Completion] = ()
 
 
 @dataclass(frozen=True)
@@ -97,9 +101,7 @@ class BenchmarkRunner:
         # By protocol: options to weigh; everything, once; and what can be voted on, in the data's own order of options.
         self.chat_questions = [question for asked in suite for question in asked.questions]
         self.likelihood_questions = [q for q in self.chat_questions if q.task.continuations is not None]
-        self.voted_questions = [
-            q for q in self.chat_questions if q.place == 0 and q.task.form != "statements"
-        ]
+        self.voted_questions = [q for q in self.chat_questions if q.place == 0 and q.task.form not in JUDGED]
 
     def prepare(
         self, name: str, path: str, tokenizer: ChatTokenizer | None, *, trust_remote_code: bool = False
@@ -109,7 +111,7 @@ class BenchmarkRunner:
         Raises:
             ValueError: no tokenizer, or questions that exceed the context.
         """
-        policy = AskedPolicy(name, path)
+        policy = AskedPolicy(name, path, chat=tokenizer)
         weighed, chats = self.likelihood_questions, self.chat_questions
         if weighed and "likelihood" in self.protocols:
             plain = tokenizer and tokenizer.backend
@@ -129,6 +131,12 @@ class BenchmarkRunner:
                 tokens = TokenIds(tokenizer.encode_chat(messages))
                 prompts.append(Prompt(question.question_id, messages, tokens, kind=question.task.name))
             check_room(((p.kind, len(p.token_ids)) for p in prompts), self.max_length, answer)
+            both = [
+                (p.kind, len(tokenizer.encode_chat(_second_turn(p, "x", q.item))) + answer)
+                for q, p in zip(chats, prompts, strict=True)
+                if q.item.follow_up
+            ]
+            check_room(both, self.max_length, answer)
             policy.prompts = prompts
         return policy
 
@@ -152,6 +160,9 @@ class BenchmarkRunner:
         if (greedy := self.protocols.get("greedy")) is not None:
             requests = [SamplingRequest(p, 1, 0.0, 1.0, greedy.max_new_tokens, 0) for p in policy.prompts]
             policy.greedy = answers_to("greedy", requests)
+            if seconds := self._second_prompts(policy):
+                again = [SamplingRequest(p, 1, 0.0, 1.0, greedy.max_new_tokens, 0) for p in seconds]
+                policy.second_prompts, policy.seconds = seconds, answers_to("greedy_second", again)
         if (sampled := self.protocols.get("self_consistency")) is not None:
             how = (sampled.samples, sampled.temperature, sampled.top_p, sampled.max_new_tokens)
             voted = {q.question_id for q in self.voted_questions}
@@ -218,7 +229,7 @@ class BenchmarkRunner:
             graded["likelihood"] = grade_likelihoods(self.likelihood_questions, policy.likelihoods)
         if policy.greedy:
             pairs = zip(self.chat_questions, policy.greedy, strict=True)
-            graded["greedy"] = grade_answers([p for p in pairs if p[0].task.form != "statements"])
+            graded["greedy"] = grade_answers([p for p in pairs if p[0].task.form not in JUDGED])
         if policy.samples:
             samples = self.protocols["self_consistency"].samples
             groups = [policy.samples[i : i + samples] for i in range(0, len(policy.samples), samples)]
@@ -226,7 +237,39 @@ class BenchmarkRunner:
             curves = sample_curves(self.voted_questions, groups, policy.rewards, self.seed)
         return report_policy(policy.name, self.suite, graded, samples, curves)
 
-    def statements(self, policy: AskedPolicy) -> list[tuple[Item, Completion]]:
-        """The items whose answers a judge reads, with these."""
+    def judged(self, policy: AskedPolicy, form: Form) -> list[tuple[Item, Completion]]:
+        """The items of a form whose answers a judge reads, with these."""
         pairs = zip(self.chat_questions, policy.greedy, strict=True) if policy.greedy else ()
-        return [(q.item, answer) for q, answer in pairs if q.task.form == "statements"]
+        return [(q.item, answer) for q, answer in pairs if q.task.form == form]
+
+    def chats(self, policy: AskedPolicy) -> tuple[list[Prompt], list[Completion]]:
+        """MT-Bench's chats with their answers, each with its reference where there is one: first turns, then second ones. A
+        second turn's answer is of another prompt, and called so."""
+        prompts, answers = list[Prompt](), list[Completion]()
+        rows = zip(self.chat_questions, policy.prompts, policy.greedy, strict=True)
+        firsts = [row for row in rows if row[0].task.form == "chat"]
+        for question, prompt, answer in firsts:
+            prompts.append(replace(prompt, answer=(*question.item.beside, "")[0]))
+            answers.append(answer)
+        for (question, *_), prompt, answer in zip(firsts, policy.second_prompts, policy.seconds, strict=True):
+            name = f"{prompt.prompt_id}/second"
+            prompts.append(replace(prompt, prompt_id=name, answer=(*question.item.beside, "", "")[1]))
+            answers.append(replace(answer, prompt_id=name))
+        return prompts, answers
+
+    def _second_prompts(self, policy: AskedPolicy) -> list[Prompt]:
+        """The chats that go on, after what the policy answered first."""
+        found = []
+        for question, prompt, answer in zip(self.chat_questions, policy.prompts, policy.greedy, strict=True):
+            if question.item.follow_up:
+                assert policy.chat is not None
+                messages = _second_turn(prompt, answer.text, question.item)
+                tokens = TokenIds(policy.chat.encode_chat(messages))
+                found.append(replace(prompt, messages=messages, token_ids=tokens))
+        return found
+
+
+def _second_turn(prompt: Prompt, answer: str, item: Item) -> tuple[Message, ...]:
+    """A first turn, an answer to it, and the second turn."""
+    turns = (Message(role="assistant", content=answer), Message(role="user", content=item.follow_up))
+    return (*prompt.messages, *turns)

@@ -141,19 +141,16 @@ def wilson_interval(right: float, total: int) -> Interval:
 def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> McNemar:
     """Exact test of two accuracies on the same items (McNemar 1947, with the binomial distribution).
 
-    Of n items that are right on one side only, each falls to either side with chance 1/2 if both sides are
-    equally good: p = 2 P(X <= the smaller count), at most 1; 1 where n is 0.
-
     Raises:
         ValueError: lengths differ, or nothing to compare.
     """
+    from scipy.stats import binomtest
+
     old, new = _paired(before, after)
     only_before, only_after = int((old > new).sum()), int((new > old).sum())
-    term, tail = 1, 0  # in whole numbers: nothing overflows and only the division rounds
-    for k in range(min(only_before, only_after) + 1):
-        tail += term
-        term = term * (only_before + only_after - k) // (k + 1)
-    return McNemar(only_before, only_after, min(1.0, 2 * tail / 2 ** (only_before + only_after)))
+    differing = only_before + only_after
+    p_value = float(binomtest(only_before, differing).pvalue) if differing else 1.0
+    return McNemar(only_before, only_after, p_value)
 
 
 def win_rate(before: Sequence[float], after: Sequence[float]) -> float:

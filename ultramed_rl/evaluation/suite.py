@@ -23,7 +23,7 @@ from ultramed_rl.data.choices import FirstPlace, Keys, settle_keys
 from ultramed_rl.data.files import file_form
 from ultramed_rl.data.likeness import normalise_text
 from ultramed_rl.data.sources import list_sources
-from ultramed_rl.evaluation.items import Item, Row, Task
+from ultramed_rl.evaluation.items import JUDGED, Item, Row, Task
 from ultramed_rl.evaluation.tasks import find_task
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.models.tokenizer import encode_continuations
@@ -98,7 +98,7 @@ def check_task(config: Benchmarks, choice: TaskChoice) -> Task:
         ValueError: there is none of that name, no protocol asks it, its data have no source, or its answers no judge.
     """
     task, protocols = find_task(choice.name), [protocol.type for protocol in config.protocols]
-    judged = task.form == "statements"
+    judged = task.form in JUDGED
     answering = {"greedy"} if judged else {"greedy", "self_consistency"}
     weighed = task.continuations is not None and "likelihood" in protocols
     if not weighed and answering.isdisjoint(protocols):
@@ -108,6 +108,10 @@ def check_task(config: Benchmarks, choice: TaskChoice) -> Task:
             "or leave the task out"
         )
     find_uris(task, choice.uri)
+    if choice.difficulties is not None and task.form != "preference":
+        raise ValueError(
+            f"task {task.name!r}: difficulties={choice.difficulties!r} are alpaca_eval's; remove the key"
+        )
     if judged and config.judge is None:
         raise ValueError(
             f"task {task.name!r}: needs a judge; set benchmarks.judge (model and base_url of an OpenAI-compatible "
@@ -254,7 +258,10 @@ def _read_items(task: Task, uris: Sequence[str], keys: Keys, counts: Counter[str
             counts["repeated"] += repeats
             counts["same_options"] += len(set(options)) < len(options)
             text = "\x1f".join((item.question, item.context, *item.options))
-            first = item.item_id or hashlib.sha256(text.encode()).hexdigest()[:16]
+            unnamed = (
+                str(own["rows"] - 1) if task.numbered else hashlib.sha256(text.encode()).hexdigest()[:16]
+            )
+            first = item.item_id or unnamed
             names = chain([first], (f"{first}-{number}" for number in count(2)))
             item_id = next(name for name in names if name not in taken)
             taken.add(item_id)

@@ -11,7 +11,7 @@ from ultramed_rl.config.secrets import LEAST_IN_TEXT, read_secret, redact
 from ultramed_rl.http.client import Failure, HttpClient, Server, field_of
 from ultramed_rl.http.json_reply import UnusableReply, read_reply, validator
 from ultramed_rl.http.session import Rate, ReplyRecord, Session
-from ultramed_rl.records import ChatRequest, Message
+from ultramed_rl.records import ChatRequest, Message, TokenChoice
 
 _KEY = "set api_key_env to the variable that holds its key"
 _MOST_TOKENS = 2**31  # a larger count is no count
@@ -24,12 +24,14 @@ _FORM = "Answer with one JSON value that fits this JSON schema, and with nothing
 
 @dataclass(frozen=True)
 class CountedReply:
-    """A reply as it came. Where the API doesn't count tokens, they are estimated."""
+    """A reply as it came. Where the API doesn't count tokens, they are estimated; where it was asked for logprobs, `choices`
+    has each token's."""
 
     text: str
     finish_reason: str
     prompt_tokens: int
     completion_tokens: int
+    choices: tuple[TokenChoice, ...] = ()
 
 
 def chat_client(endpoint: Endpoint, name: str) -> HttpClient:
@@ -153,7 +155,21 @@ def _read(reply: Any, request: ChatRequest) -> CountedReply:
         str(field_of(choice, "finish_reason") or ""),
         _count(field_of(usage, "prompt_tokens"), asked),
         _count(field_of(usage, "completion_tokens"), text),
+        _choices(field_of(field_of(choice, "logprobs"), "content")),
     )
+
+
+def _choices(content: Any) -> tuple[TokenChoice, ...]:
+    """OpenAI's `logprobs.content`. Raises ValueError: of another form."""
+    try:
+        return tuple(
+            TokenChoice(
+                str(place["token"]), {str(c["token"]): float(c["logprob"]) for c in place["top_logprobs"]}
+            )
+            for place in content or ()
+        )
+    except (TypeError, KeyError, ValueError):
+        raise ValueError("logprobs of another form than OpenAI's") from None
 
 
 def _count(count: Any, text: str) -> int:

@@ -82,7 +82,7 @@ def check_references(groups: Sequence[PreferenceGroup], references: Sequence[Ref
         count, wanted = len(reference.logprobs), len(group.completions)
         if count != wanted:
             broken[f"{count} reference logprobs of {wanted} answers"].append(group.group_id)
-        if not all(map(math.isfinite, (*reference.logprobs, reference.mismatched or 0.0))):
+        if not all(map(math.isfinite, (*reference.logprobs, reference.beside or 0.0))):
             broken["non-finite reference logprobs"].append(group.group_id)
     _refuse(broken, "drop these prompts, or check the reference model")
 

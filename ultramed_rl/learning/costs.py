@@ -35,6 +35,29 @@ def published_peak(device_name: str) -> float | None:
     return next((1e12 * rate for name, rate in _PUBLISHED.items() if words >= set(name.split())), None)
 
 
+def zero3_limits(layer: int, largest: int, width: int) -> dict[str, int]:
+    """DeepSpeed's limits of stage 3 for a model of this width, by the parameters of a layer and of the largest other module
+    (embedding or head). DeepSpeed's own are the same for all models.
+
+    Prefetched: one layer, so that the next one's weights are on the way while this one computes. A rank computes 2 T
+    operations a parameter of T tokens, in 2 T / 5e14 s on an H100 (65 ps at 16k tokens), and takes in 2 bytes of it, in 2 / 3e11
+    s over NVLink (7 ps) and 2 / 5e10 s over a network of 400 Gb/s (40 ps): even there gathers hide, where none waits for
+    its turn. 5e7, the default, is less than a matrix of an 8B model.
+
+    Kept for reuse: what is needed again within two layers. A layer that is computed again in the backward pass uses its first
+    matrix once more after the rest of it, forwards and backwards. With 1e9, the default, a layer of a 70B model (8.6e8) would be
+    gathered three times for each micro-batch, and not twice. Whole at once therefore: two layers and the largest module.
+
+    Never split: what is smaller than ten widths, biases and norms, whose gathers would take longer than their work.
+    """
+    return {
+        "stage3_prefetch_bucket_size": layer,
+        "stage3_max_reuse_distance": 2 * layer,
+        "stage3_max_live_parameters": 2 * layer + largest,
+        "stage3_param_persistence_threshold": 10 * width,
+    }
+
+
 @dataclass(frozen=True)
 class ModelShape:
     """What the count needs: `body` parameters outside embeddings and head; widths; layers."""

@@ -14,9 +14,16 @@ Head = Callable[[torch.Tensor], torch.Tensor]
 
 
 def token_logprobs(
-    hidden: torch.Tensor, targets: torch.Tensor, head: Head, vocab_size: int, chunks: int | None = None
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    head: Head,
+    vocab_size: int,
+    chunks: int | None = None,
+    *,
+    collisions: bool = False,
 ) -> torch.Tensor:
-    """[N] logprobs of the target tokens in nats, fp32.
+    """[N] logprobs of the target tokens in nats, fp32; with `collisions` [2, N], below them log sum_v pi(v)^2 of each
+    prediction, without gradient.
 
     Args:
         hidden: [N, D] hidden states at the positions that predict the targets.
@@ -30,15 +37,19 @@ def token_logprobs(
     parts = []
     for states, ids in zip(hidden.tensor_split(chunks), targets.tensor_split(chunks), strict=True):
         if torch.is_grad_enabled() and hidden.requires_grad:
-            parts.append(checkpoint(_chunk_logprobs, states, ids, head, use_reentrant=False))
+            parts.append(checkpoint(_chunk_logprobs, states, ids, head, collisions, use_reentrant=False))
         else:
-            parts.append(_chunk_logprobs(states, ids, head))
-    return torch.cat(parts)
+            parts.append(_chunk_logprobs(states, ids, head, collisions))
+    return torch.cat(parts, dim=-1)
 
 
-def _chunk_logprobs(states: torch.Tensor, ids: torch.Tensor, head: Head) -> torch.Tensor:
-    logprobs: torch.Tensor = _SelectedLogSoftmax.apply(head(states), ids)
-    return logprobs
+def _chunk_logprobs(states: torch.Tensor, ids: torch.Tensor, head: Head, collisions: bool) -> torch.Tensor:
+    logits = head(states)
+    logprobs: torch.Tensor = _SelectedLogSoftmax.apply(logits, ids)
+    if not collisions:
+        return logprobs
+    wide = logits.detach().float()
+    return torch.stack([logprobs, (2 * wide).logsumexp(-1) - 2 * wide.logsumexp(-1)])
 
 
 class _SelectedLogSoftmax(torch.autograd.Function):

@@ -94,6 +94,8 @@ class PackedBatch:
     last: torch.Tensor  # [A] place of each answer's last token
     lengths: torch.Tensor  # [A] targets of each answer
     answers: tuple[Segment, ...]  # the segment of each answer
+    places: Sequence[int]  # [N] `predictors` on the host
+    collisions: bool = False  # whether the policy gives log sum_v pi(v)^2 of each prediction, too
 
     @property
     def tokens(self) -> int:
@@ -176,6 +178,7 @@ class _Row:
             last=sent([segment.stop - 1 for segment, _ in self.answers]),
             lengths=sent(lengths),
             answers=tuple(segment for segment, _ in self.answers),
+            places=self.predictors,
         )
 
 
@@ -210,6 +213,14 @@ def unpack_rows(batch: PackedBatch) -> PaddedBatch:
     own = batch.answer
     shift = torch.where(batch.predictors >= starts[own], in_answer[own], in_prefix[own])
     return PaddedBatch(ids, mask, batch.predictors + shift, batch.last + in_answer)
+
+
+def sum_first(logprobs: torch.Tensor, batch: PackedBatch, counts: Sequence[int]) -> torch.Tensor:
+    """Sum the first of the [N] token logprobs of each answer, of each as many as `counts` says: [A]."""
+    starts = batch.lengths.cumsum(0) - batch.lengths
+    most = torch.tensor(counts).to(logprobs.device, non_blocking=True)
+    place = torch.arange(len(logprobs), device=logprobs.device) - starts[batch.answer]
+    return sum_by_answer(logprobs * (place < most[batch.answer]), batch)
 
 
 def sum_by_answer(logprobs: torch.Tensor, batch: PackedBatch) -> torch.Tensor:

@@ -10,10 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
 from ultramed_rl.learning.packing import Segment
+from ultramed_rl.models.kernels import kernel_attention
+from ultramed_rl.models.ulysses import gather_heads, share_heads
 
 SEGMENTS = "ultramed_segments"
 
@@ -23,9 +26,13 @@ SHORT = 256
 
 @dataclass(frozen=True)
 class SegmentLayout:
-    """A packed row's segments, and what kernels derive from them once for all layers."""
+    """A packed row's segments, and what kernels derive from them once for all layers.
+
+    `ranks`: those of which each has a part of the row's tokens; None: one has them all.
+    """
 
     segments: tuple[Segment, ...]
+    ranks: dist.ProcessGroup | None = None
     _cache: dict[Any, Any] = field(default_factory=dict)
 
     def mask(self, queries: int, keys: int, window: int | None, like: torch.Tensor) -> torch.Tensor | None:
@@ -50,6 +57,37 @@ class SegmentLayout:
             self._cache[device] = torch.cat(parts).to(device, non_blocking=True)
         return self._cache[device]
 
+    @property
+    def repeats(self) -> bool:
+        """Whether segments share keys, so that these are to be repeated."""
+        return any(s.prefix_stop > s.prefix_start for s in self.segments)
+
+    def block_mask(self, window: int | None, device: torch.device) -> Any:
+        """FlexAttention's: which blocks of the row see which, and within them who sees whom."""
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        key = ("blocks", window, device)
+        if key not in self._cache:
+            sizes = torch.tensor([s.queries for s in self.segments])
+            columns = [
+                [s.start, s.prefix_start, s.prefix_stop, s.keys - s.queries - s.start] for s in self.segments
+            ]
+            of_token = torch.tensor(columns).repeat_interleave(sizes, 0).to(device, non_blocking=True)
+            starts, prefix_starts, prefix_stops, shifts = of_token.unbind(1)
+
+            def sees(_b: Any, _h: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+                own = (key >= starts[query]) & (key <= query)
+                prefix = (key >= prefix_starts[query]) & (key < prefix_stops[query])
+                if window is None:
+                    return own | prefix
+                return (own | prefix) & (query + shifts[query] - key - shifts[key] < window)
+
+            row = len(of_token)
+            self._cache[key] = create_block_mask(
+                sees, None, None, row, row, device=device, _compile=device.type == "cuda"
+            )
+        return self._cache[key]
+
     def offsets(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, int, int]:
         """Cumulative queries and keys (int32, with a leading zero) and the longest of each."""
         key = ("offsets", device)
@@ -70,26 +108,38 @@ def segment_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     segments: SegmentLayout | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention interface: query [1, H, T, D], key and value [1, K, T, D] -> [1, T, H, D]."""
+    """transformers' attention interface: query [1, H, T, D], key [1, K, T, D], value [1, K, T, V] -> [1, T, H, V].
+
+    Of ranks that share a row, T are a rank's own tokens. It attends with its share of the heads, from and to all tokens.
+    `softcap`: scores s become softcap tanh(s / softcap) (Gemma 2). `s_aux` [H]: the score of a sink (GPT-OSS).
+    """
     assert segments is not None, "segments=None: a model with segment attention needs a packed batch"
     assert dropout == 0.0, f"dropout={dropout}: it is switched off when a model is loaded"
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
-        return _varlen(query, key, value, scaling, sliding_window, segments), None
-    return _by_segment(query, key, value, scaling, sliding_window, segments), None
+    ranks = segments.ranks
+    if ranks is not None:
+        query, key, value = share_heads(query, key, value, ranks)
+        s_aux = None if s_aux is None else s_aux.chunk(ranks.size())[ranks.rank()]
+    fused = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
+    attend = kernel_attention if fused else _by_segment
+    output = attend((query, key, value), segments, scaling, sliding_window, softcap, s_aux)
+    return output if ranks is None else gather_heads(output, ranks), None
 
 
 def _by_segment(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    scaling: float | None,
-    window: int | None,
+    inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     layout: SegmentLayout,
+    scale: float | None,
+    window: int | None,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """One fused call a segment: work is that of the visible blocks only."""
+    """One call a segment: work is that of the visible blocks only."""
+    query, key, value = inputs
     precision = query.dtype
     if query.requires_grad and max(s.keys for s in layout.segments) < SHORT:
         query, key, value = query.float(), key.float(), value.float()
@@ -108,58 +158,83 @@ def _by_segment(
             torch.cat([parts[j] for j in seen], 2) if len(seen) > 1 else parts[i] for parts in (keys, values)
         )
         mask = layout.mask(s.queries, s.keys, window, query)
+        if softcap or sinks is not None:
+            outputs.append(_attend(queries[i], own_keys, own_values, mask, scale, softcap, sinks))
+            continue
         outputs.append(
             F.scaled_dot_product_attention(
-                queries[i], own_keys, own_values, attn_mask=mask, is_causal=mask is None, scale=scaling
+                queries[i], own_keys, own_values, attn_mask=mask, is_causal=mask is None, scale=scale
             )
         )
     return torch.cat(outputs, 2).transpose(1, 2).to(precision).contiguous()
 
 
-def _varlen(
+def _attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    scaling: float | None,
-    window: int | None,
-    layout: SegmentLayout,
+    mask: torch.Tensor | None,
+    scale: float | None,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """One FlashAttention call for all segments; keys of a prompt are repeated for each of its answers."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    places = layout.key_places(query.device)
-    query_ends, key_ends, longest_query, longest_key = layout.offsets(query.device)
-    output = varlen_attn(
-        query[0].transpose(0, 1),
-        key[0].transpose(0, 1)[places],
-        value[0].transpose(0, 1)[places],
-        query_ends,
-        key_ends,
-        longest_query,
-        longest_key,
-        scale=scaling,
-        window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
-    assert isinstance(output, torch.Tensor)
-    return output.unsqueeze(0)
+    """What the fused call has not: capped scores, and a sink, a key without a value."""
+    scores = query @ key.mT * (scale or query.shape[-1] ** -0.5)
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    if mask is None:
+        mask = torch.full(scores.shape[-2:], -torch.inf, dtype=scores.dtype, device=scores.device).triu(1)
+    scores = scores + mask
+    if sinks is not None:
+        sink = sinks.to(scores.dtype)[None, :, None, None].expand(*scores.shape[:3], 1)
+        scores = torch.cat([scores, sink], -1)
+    weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
+    return weights[..., : key.shape[2]] @ value
 
 
 # Tested against plain transformers, logprobs and gradients: tests/unit/models/test_attention.py. An attention that
-# carries a state, soft-caps its logits, has sinks or drops keywords would be wrong without a word.
+# carries a state or drops keywords would be wrong without a word.
 PACKABLE = frozenset(
-    {"gemma", "gemma3_text", "gpt2", "llama", "mistral", "phi3", "qwen2", "qwen3", "qwen3_moe"}
+    {
+        "deepseek_v3",
+        "gemma",
+        "gemma2",
+        "gemma3_text",
+        "gpt2",
+        "gpt_oss",
+        "llama",
+        "mistral",
+        "mixtral",
+        "phi3",
+    }
+    | {"qwen2", "qwen3", "qwen3_moe"}
 )
 
 
 def why_not_packed(config: Any) -> str | None:
     """Why this model's sequences don't share a row, or None if they do."""
-    for key in ("attn_logit_softcapping", "final_logit_softcapping", "reorder_and_upcast_attn"):
-        if getattr(config, key, None):
-            return f"{config.model_type} has {key}"
+    if getattr(config, "reorder_and_upcast_attn", None):  # of GPT-2: another attention
+        return f"{config.model_type} has reorder_and_upcast_attn"
     if config.model_type in PACKABLE:
         return None
     return f"{config.model_type} is not among the tested architectures ({', '.join(sorted(PACKABLE))})"
+
+
+def check_sharing(config: Any, ranks: int, name: str, *, packed: bool = True) -> None:
+    """Raise ValueError where so many ranks cannot share the rows of the model `name`, of this text decoder's config; it may
+    not be `packed` for other reasons than its config's."""
+    ropes = (scaling := getattr(config, "rope_parameters", None) or {}, *scaling.values())
+    kinds = {str(rope.get("rope_type")) for rope in ropes if isinstance(rope, dict)}
+    heads = config.num_attention_heads
+    if (reason := why_not_packed(config)) or not packed:
+        broken = f"{reason or 'its code is its own'}, so its answers are padded rows, which ranks don't share; use 1"
+    elif moving := {"dynamic", "longrope"} & kinds:
+        broken = f"its rotary frequencies ({', '.join(sorted(moving))}) follow the longest sequence, of which a rank sees a part; use 1"
+    elif heads % ranks:
+        broken = f"each rank attends with as many heads, and there are {heads}; use a divisor of {heads}"
+    else:
+        return
+    raise ValueError(f"sequence_parallel={ranks}: {name}: {broken}")
 
 
 def register_segment_attention() -> None:

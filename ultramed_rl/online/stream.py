@@ -220,6 +220,7 @@ class Stream:
         self.workers, self.acceptance, self.spec = workers, acceptance, acceptance.spec
         self.scored, self.selection, self.references, self.training = scored, selection, references, training
         self.trainings = [t for t in (training, beside) if t is not None]
+        self.asks_policy = workers.scorers.config.asks_policy
         self._started = time.perf_counter()
         self._last: dict[str, float] = {}  # by step: seconds from the start until its last record
         self._prompts: dict[str, Prompt] = {}  # under way
@@ -245,13 +246,16 @@ class Stream:
             enough = not self._prompts and not self._needed
             if more and (enough or not feed(source, lambda: self._has_capacity, self._set_out)):
                 more = False
-                self.workers.engines.close()
+                if not self.asks_policy:
+                    self.workers.engines.close()
             if not self._unfinished:
                 continue
             for training in self.trainings:
                 training.advance()
             self.workers.check_weights()
-            self.workers.scheduler.hold("rollout", not self.workers.scorers.has_capacity)
+            # Not where scorers wait for these very engines.
+            behind = not self.workers.scorers.has_capacity and not self.asks_policy
+            self.workers.scheduler.hold("rollout", behind)
             for outcome in self.workers.scheduler.outcomes(self.workers.scorers.timeout):
                 self._route(outcome)
             for scored in self.workers.scorers.ready():
@@ -303,6 +307,8 @@ class Stream:
         return bool(self.workers.engines.unfinished or self.workers.scorers.unfinished or at_reference)
 
     def _route(self, outcome: Outcome) -> None:
+        if self.workers.scorers.serves(outcome):
+            return
         if outcome.role == "rollout":
             completions = self.acceptance.accept(outcome)
             prompt = self._prompts[outcome.key]

@@ -148,6 +148,7 @@ class RoundTraining:
         return self._metrics(time.perf_counter() - started, taken) | {"update_survives": survives}
 
     def _note(self, step: Metrics) -> None:
+        self._check_gap(step.get("rollout_gap", 0.0))
         self.steps.append(step)
         now = time.time()
         since = max(self._since, now - step["seconds"])
@@ -155,6 +156,16 @@ class RoundTraining:
             self.watcher.span(Span("policy", f"policy-{rank}", "train", since, now, int(step["samples"])))
         self._since = now
         self.log(len(self.steps), step)
+
+    def _check_gap(self, gap: float) -> None:
+        """Engines and policy agree on what was sampled. Raises ValueError."""
+        most = self.config.cluster.faults.max_rollout_gap
+        if not gap <= most:
+            raise ValueError(
+                f"rollout_gap={gap:.3g}: above cluster.faults.max_rollout_gap={most:g}: the engines sampled from other weights "
+                "than the policy's, or round them too coarsely; set cluster.rollout.quantization=null, or raise the limit and go "
+                "on with --resume"
+            )
 
     @property
     def _overlaps(self) -> bool:
@@ -170,7 +181,7 @@ class RoundTraining:
             "loss_first": steps[0]["loss"],
             "loss_last": steps[-1]["loss"],
             "implicit_accuracy": fmean(s.get("accuracy", math.nan) for s in steps),
-            "implicit_margin": steps[-1]["implicit_margin"],
+            "implicit_margin": steps[-1].get("implicit_margin", math.nan),
             "grad_norm_max": max(
                 (s["grad_norm"] for s in steps if s["grad_norm"] == s["grad_norm"]), default=math.nan
             ),

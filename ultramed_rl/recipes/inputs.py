@@ -20,7 +20,7 @@ from ultramed_rl.tracking.console import say
 
 COUNTED_BYTES = 32 * 2**20  # a pool of so much text is counted in a second or two
 _TRIED = 50  # samples of each source that a dry run tokenises
-_ROWS = {"uri", "input", "sources", "exemplars_from", "judged"}
+_ROWS = {"uri", "input", "sources", "exemplars_from", "judged", "difficulties"}
 _MODELS = {"path", "paths", "policies", "tokenizer"}
 
 
@@ -45,11 +45,12 @@ def check_inputs(config: AnyConfig | RecipeConfig) -> None:
 def _check_stage(config: AnyConfig, made: Path | None) -> None:
     """What is in the folder `made` comes of stages before this one."""
     problems = []
-    for key, name, text in texts_of(config.to_mapping()):
+    values = config.to_mapping()
+    for key, name, text in texts_of(values):
         if text.startswith(REFERENCE) or (made is not None and made in Path(text).parents):
             continue
         try:
-            _check_text(key, name, text)
+            _check_text(key, name, text, values)
         except (ValueError, OSError) as error:
             words = str(error)
             problems.append(words if words.startswith(key) else f"{key}: {words}")
@@ -60,7 +61,7 @@ def _check_stage(config: AnyConfig, made: Path | None) -> None:
     check_models(config, local=True)
 
 
-def _check_text(key: str, name: str, text: str) -> None:
+def _check_text(key: str, name: str, text: str, values: Any) -> None:
     if name.endswith("_env"):
         read_secret(text, key)
     elif name in _ROWS and text != OFFLINE:
@@ -77,8 +78,11 @@ def _check_text(key: str, name: str, text: str) -> None:
         read_template(text, key)
     elif name == "template" and key.startswith(("reward.terms.", "evaluation.judges.")):
         from ultramed_rl.rewards.judge import judge_template
+        from ultramed_rl.rewards.pairwise import pairwise_template
 
-        judge_template(text, key)
+        section, part, place, _ = key.split(".")
+        compares = values[section][part][int(place)]["type"] == "pairwise"
+        (pairwise_template if compares else judge_template)(text, key)
     elif name == "template":
         from ultramed_rl.evaluation.judging import statement_template
 

@@ -95,7 +95,7 @@ def view_sources(config: AnyConfig, shown: int, *, local: bool = False) -> Itera
 
 def _read_source(source: Any, read: Any, make: Any, uri: str, notes: SourceNotes) -> Iterator[ShownSample]:
     first = source.model_copy(update={"uri": uri, "limit": min(source.limit or SAMPLED, SAMPLED)})
-    for _ in read(first, Counter(), quiet=True, notes=notes):
+    for _ in read(first, Counter(), notes):
         pass
     if make is not None:
         yield from make(first)

@@ -5,20 +5,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ultramed_rl.config.factory_steps import Answer as AnswerStep
 from ultramed_rl.evaluation.statistics import Interval, paired_bootstrap, wilson_interval
 from ultramed_rl.learning.length import LengthFit
-from ultramed_rl.store.shards import shard_files
+from ultramed_rl.store.shards import rows_of, shard_files
 from ultramed_rl.store.tables import told_of
 
 RESAMPLES = 2000
@@ -108,50 +106,41 @@ class Change:
 
 
 def read_answers(path: Path) -> list[ScoredAnswer]:
-    """The scored answers of a file; none where it isn't there. Of a round of millions those of some prompts: every k-th of
-    its files, so that about 50,000 are read."""
+    """The scored answers of a file, see `some_files`; none where it isn't there."""
     answers = []
     columns = ["prompt_id", "sample", "text", "finish_reason", "reward"]
-    for batch in _batches(path, [*columns, "token_ids"], some=True):
-        tokens = pc.list_value_length(batch.column("token_ids")).to_pylist()
-        rows = zip(tokens, *(batch.column(name).to_pylist() for name in columns), strict=True)
-        for count, prompt_id, sample, text, finish, reward in rows:
-            text, reward = text.strip(), math.nan if reward is None else reward
-            refusal = any(pattern.search(text[:200]) for pattern in _REFUSALS)
-            ends = finish == "length", finish != "reference"
-            answers.append(ScoredAnswer(prompt_id, sample, count, reward, *ends, not text, refusal))
+    for shard in some_files(path):
+        with told_of(shard), pq.ParquetFile(shard) as file:
+            for batch in file.iter_batches(batch_size=_ROWS, columns=[*columns, "token_ids"]):
+                tokens = pc.list_value_length(batch.column("token_ids")).to_pylist()
+                rows = zip(tokens, *(batch.column(name).to_pylist() for name in columns), strict=True)
+                answers += [_scored(*row) for row in rows]
     return answers
+
+
+def _scored(
+    tokens: int, prompt_id: str, sample: int, text: str, finish: str, reward: float | None
+) -> ScoredAnswer:
+    text, known = text.strip(), math.nan if reward is None else reward
+    refusal = any(pattern.search(text[:200]) for pattern in _REFUSALS)
+    ends = finish == "length", finish != "reference"
+    return ScoredAnswer(prompt_id, sample, tokens, known, *ends, not text, refusal)
 
 
 def read_pairs(path: Path, wanted: set[str]) -> list[Pair]:
     """The preference groups of these prompts; none where the file isn't there."""
     pairs = []
-    columns = ["group_id", "prompt_id", "margin", "chosen_sample", "rejected_sample"]
-    for row in rows_of(path, columns, wanted):
-        prompt = row["prompt_id"]
-        if "group_id" in row:  # the prompt's id, a colon, and its samples in their order
-            samples = [int(sample) for sample in row["group_id"][len(prompt) + 1 :].split(">")]
-        else:  # the first version wrote two columns
-            samples = [row["chosen_sample"], row["rejected_sample"]]
+    for row in rows_of(shard_files(path), wanted, ["group_id", "prompt_id", "margin"]):
+        prompt = row["prompt_id"]  # with which the id begins, then a colon and the samples in their order
+        samples = [int(sample) for sample in row["group_id"][len(prompt) + 1 :].split(">")]
         pairs.append(Pair((prompt, samples[0]), (prompt, samples[-1]), row["margin"]))
     return pairs
 
 
-def rows_of(
-    path: Path, columns: list[str], prompts: Iterable[str], some: bool = False
-) -> Iterator[dict[str, Any]]:
-    """The rows of these prompts in a file, or in those of its shards that `read_answers` reads."""
-    ids = pa.array(sorted(prompts), type=pa.string())
-    for batch in _batches(path, columns, some):
-        yield from batch.filter(pc.is_in(batch.column("prompt_id"), value_set=ids)).to_pylist()
-
-
-def _batches(path: Path, columns: list[str], some: bool) -> Iterator[Any]:
+def some_files(path: Path) -> list[Path]:
+    """An artifact's files; of a round of millions every k-th, so that about 50,000 answers are in them."""
     shards = shard_files(path)
-    for shard in shards[:: -(-len(shards) // _FILES) or 1] if some else shards:
-        with told_of(shard), pq.ParquetFile(shard) as file:
-            known = [name for name in columns if name in file.schema_arrow.names]
-            yield from file.iter_batches(batch_size=_ROWS, columns=known)
+    return shards[:: -(-len(shards) // _FILES) or 1]
 
 
 def by_prompt(answers: Iterable[ScoredAnswer]) -> list[list[ScoredAnswer]]:

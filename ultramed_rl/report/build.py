@@ -15,11 +15,12 @@ from typing import Any
 
 from ultramed_rl.kinds import KINDS
 from ultramed_rl.report import contents, figures, timeline
-from ultramed_rl.report.answers import Pair, ScoredAnswer, by_prompt, rows_of
+from ultramed_rl.report.answers import Pair, ScoredAnswer, by_prompt, some_files
 from ultramed_rl.report.figures import short
 from ultramed_rl.report.online_run import OnlineRun, Round, read_online_run
 from ultramed_rl.store.atomic import write_whole
 from ultramed_rl.store.run_reader import RunReader
+from ultramed_rl.store.shards import rows_of, shard_files
 from ultramed_rl.tracking.page import clean_text, page_html, script_json
 
 NAME = "report.html"
@@ -103,9 +104,9 @@ def _draw(one: Round, most: int, seed: int) -> Iterator[tuple[int, int, Sample]]
     places = list(range(len(groups)))
     random.Random(f"{seed} {one.index}").shuffle(places)
     wanted = {groups[place][0].prompt_id for place in places[:most]}
-    answers = rows_of(one.path / "scored.parquet", ["prompt_id", "sample", "text"], wanted, some=True)
+    answers = rows_of(some_files(one.path / "scored.parquet"), wanted, ["prompt_id", "sample", "text"])
     texts = {(row["prompt_id"], row["sample"]): row["text"] for row in answers}
-    asked = rows_of(one.path / "prompts.parquet", ["prompt_id", "messages", "kind"], wanted)
+    asked = rows_of(shard_files(one.path / "prompts.parquet"), wanted, ["prompt_id", "messages", "kind"])
     prompts = {row["prompt_id"]: row for row in asked}
     pairs = {pair.chosen[0]: pair for pair in one.pairs}
     for place in places[:most]:

@@ -262,6 +262,12 @@ class OnlineRun:
         ]
 
     @property
+    def biases(self) -> list[tuple[str, str]]:
+        """Headings and formats of what rounds have counted of judges that compare."""
+        names = [name for name in self.rounds[-1].metrics if name.startswith("bias_")]
+        return [(name.removeprefix("bias_").replace("_", " "), f"{{metrics.{name}:.0%}}") for name in names]
+
+    @property
     def judged(self) -> dict[str, list[tuple[str | float, Interval]]]:
         """The change of the reward and of each judge from the start, by policy."""
         return {name: [("start", _NONE), *self._changes_of(name)] for name in (verdict.REWARD, *self.judges)}

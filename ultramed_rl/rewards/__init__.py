@@ -4,6 +4,7 @@ r"""Scorers of the loop: terms over the same prompts and completions, summed by 
     completions  --> http.py   a reward server            --+--> term.py --> one reward a completion
                  --> judge.py  a language model's grade   --/
 
+`judge_client.py` asks language models, behind an API or on the run's own engines.
 Judges of held-out answers are of the same form, and are not summed; likeness.py is one of them alone.
 
 `server.py` is the other end of `http.py`: this project's reward model behind OpenRLHF's protocol. To add a
@@ -21,10 +22,11 @@ from ultramed_rl.records import Completion, Prompt
 from ultramed_rl.rewards.http import RewardClient
 from ultramed_rl.rewards.judge import Judge
 from ultramed_rl.rewards.likeness import AnswerLikeness
+from ultramed_rl.rewards.pairwise import PairwiseJudge
 from ultramed_rl.rewards.rules import AnswerLength, AnswerMatch, FormatRules
-from ultramed_rl.rewards.term import Term, combine_members, weighted_sum
+from ultramed_rl.rewards.term import Scores, Term, combine_members, weighted_sum
 
-__all__ = ["TERMS", "Term", "combine_members", "make_term", "score_terms", "weighted_sum"]
+__all__ = ["TERMS", "Scores", "Term", "combine_members", "make_term", "score_terms", "weighted_sum"]
 
 # (the term's section, the policy's ChatTokenizer) to the term
 TERMS: Mapping[str, Callable[[Any, Any], Term]] = {
@@ -33,6 +35,7 @@ TERMS: Mapping[str, Callable[[Any, Any], Term]] = {
     "format": lambda config, _: FormatRules(config),
     "http": RewardClient,
     "judge": lambda config, _: Judge(config),
+    "pairwise": lambda config, _: PairwiseJudge(config),
     "rule": lambda config, _: FormatRules(config),
     "likeness": lambda config, _: AnswerLikeness(config),
 }
@@ -46,9 +49,12 @@ def make_term(config: RewardTerm | RuleCheck | Likeness, tokenizer: Any = None) 
 
 def score_terms(
     terms: Mapping[str, Term], prompts: Sequence[Prompt], completions: Sequence[Completion]
-) -> dict[str, list[float]]:
-    """Each term's numbers by its name, one for each completion."""
-    values = {name: term.score(prompts, completions) for name, term in terms.items()}
-    for name, numbers in values.items():
-        assert len(numbers) == len(completions), f"{name}: {len(numbers)} numbers, {len(completions)} answers"
-    return values
+) -> dict[str, Scores]:
+    """What each term says, by its name."""
+    scores = {}
+    for name, term in terms.items():
+        said = term.score(prompts, completions)
+        scores[name] = said if isinstance(said, Scores) else Scores(said, [{} for _ in said])
+        count = len(scores[name].values)
+        assert count == len(completions), f"{name}: {count} numbers, {len(completions)} answers"
+    return scores

@@ -1,29 +1,25 @@
-"""A language model behind an OpenAI-compatible API that is asked many questions at a time, and its grade of each answer."""
+"""The grade that a language model gives each answer, and how it is read."""
 
 from __future__ import annotations
 
 import logging
 import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from statistics import fmean
 from string import Template
-from typing import Generic, TypeVar
 
-from ultramed_rl.config.models import Endpoint
-from ultramed_rl.config.rewards import ApiModel, JudgeTerm, Scale
+from ultramed_rl.config.rewards import JudgeTerm, Scale
 from ultramed_rl.data.templates import read_template, without_tags
 from ultramed_rl.evaluation.reading.text import NUMBER, to_float
-from ultramed_rl.http.chat import ChatSession, chat_client
-from ultramed_rl.http.client import Failure
-from ultramed_rl.http.session import running
-from ultramed_rl.records import ChatRequest, Completion, Message, Prompt
+from ultramed_rl.records import Completion, Prompt
+from ultramed_rl.rewards.judge_client import JudgeClient, JudgeReply
 from ultramed_rl.rewards.term import with_prompts
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 _OURS = Path(__file__).with_name("judge_prompt.txt")
 _NEEDED, _OPTIONAL = ("question", "answer"), ("reference", "low", "high")
 _NUMBER = rf"(?P<grade>{NUMBER.pattern})(?!\s*(?:-|–|,|to|or|and)\s*\d)"
@@ -37,70 +33,9 @@ _MARKED = re.compile(
     re.IGNORECASE,
 )
 _ALONE = re.compile(rf"[\s*_\"'\[(]*{_EITHER}[\s*_\"'\]).]*", re.I)
-
-
-@dataclass(frozen=True)
-class Reply(Generic[T]):
-    """The last text that came, and what was read in it: None for nothing."""
-
-    value: T | None
-    text: str
-
-
-class ApiClient:
-    """A judge behind an OpenAI-compatible API: each prompt as one user message, `concurrency` at a time.
-
-    A request that fails is sent again, `retries` times. Opens no connection before it asks.
-    """
-
-    def __init__(self, config: ApiModel) -> None:
-        """Raises ValueError where the key's environment variable isn't set."""
-        self.config = config
-        shared = {"model", "base_url", "api_key_env", "concurrency", "timeout_s", "retries"}
-        self.endpoint = Endpoint(**config.model_dump(include=shared))
-        self._client = chat_client(self.endpoint, "judge")
-
-    def ask_for(
-        self,
-        prompts: Sequence[str],
-        read: Callable[[str], T | None],
-        advance: Callable[[int], None] | None = None,
-    ) -> list[Reply[T]]:
-        """What `read` finds in the reply to each prompt, in their order.
-
-        A prompt whose reply holds nothing to read is asked again, `retries` times.
-
-        Args:
-            read: runs in another thread, one reply at a time.
-            advance: told of each prompt that is done, in their order, from the calling thread.
-
-        Raises:
-            RuntimeError: the API cannot be reached, refuses, or doesn't speak the protocol.
-        """
-        replies: list[Reply[T]] = []
-        with running(self._client.close) as start:
-            asking = ChatSession(self.endpoint, self._client)
-            for future in [start(self._until_read(asking, prompt, read)) for prompt in prompts]:
-                replies.append(future.result())
-                if advance is not None:
-                    advance(1)
-        return replies
-
-    async def _until_read(
-        self, asking: ChatSession, prompt: str, read: Callable[[str], T | None]
-    ) -> Reply[T]:
-        config, text = self.config, ""
-        turns = (Message(role="user", content=prompt),)
-        request = ChatRequest("", turns, config.max_tokens, config.temperature)
-        for _ in range(config.retries + 1):
-            try:
-                text = (await asking.ask(request)).text
-            except Failure as failure:
-                raise failure.stopping(self._client.server) from None
-            value = read(text)
-            if value is not None:
-                return Reply(value, text)
-        return Reply(None, text)
+_AROUND = " \n*_\"'[({"  # what a token may hold around its digit
+_PLACES = 16  # last tokens of a reply, among which its grade is weighed
+_MANY, _ALIKE = 32, 0.9  # grades from which on, and the share of them, where a judge tells nothing apart
 
 
 class Judge:
@@ -112,20 +47,22 @@ class Judge:
 
     def __init__(self, config: JudgeTerm) -> None:
         self.config = config
-        self.api = ApiClient(config)
+        self.judge = JudgeClient(config, weighs=config.grade == "expected")
         self.template = judge_template(config.template)
+        self._seen: Counter[float] = Counter()
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
         """The grade of each completion, 0 to 1; NaN where none could be read.
 
         Raises:
-            RuntimeError: the API cannot be reached or refuses.
+            RuntimeError: as `JudgeClient.run`.
             ValueError: more than half of the answers have no readable grade.
         """
         count, scale = self.config.samples, self.config.scale
         asked = [self.request(*pair) for pair in with_prompts(prompts, completions)]
         drawn = [text for text in asked for _ in range(count)]
-        replies = self.api.ask_for(drawn, lambda reply: parse_grade(reply, scale))
+        read = expected_grade if self.judge.weighs else lambda reply, scale: parse_grade(reply.text, scale)
+        replies = self.judge.ask_for(drawn, lambda reply: read(reply, scale))
         groups = [replies[start : start + count] for start in range(0, len(replies), count)]
         rewards = []
         for group in groups:
@@ -133,33 +70,40 @@ class Judge:
             shares = [(grade - scale.low) / (scale.high - scale.low) for grade in grades]
             rewards.append(fmean(shares) if shares else math.nan)
         self._check(rewards, [reply.text for reply in replies if reply.value is None])
+        self._warn_of_alike([reply.value for reply in replies if reply.value is not None])
         return rewards
 
     def request(self, prompt: Prompt, completion: Completion) -> str:
-        """What the judge is asked about one answer: to a lone question, or to a chat, every turn after its role."""
-        scale, reference, turns = self.config.scale, "", prompt.messages
-        question = "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
-        if prompt.answer:
-            reference = f"\n<reference_answer>\n{_harmless(prompt.answer)}\n</reference_answer>\n"
+        """What the judge is asked about one answer."""
+        scale = self.config.scale
         return self.template.substitute(
-            question=_harmless(turns[0]["content"] if len(turns) == 1 else question),
-            answer=_harmless(completion.text),
-            reference=reference,
-            low=f"{scale.low:g}",
-            high=f"{scale.high:g}",
+            **framed(prompt, answer=completion.text), low=f"{scale.low:g}", high=f"{scale.high:g}"
         )
 
     def _check(self, rewards: Sequence[float], unreadable: Sequence[str]) -> None:
         without = sum(map(math.isnan, rewards))
         if 2 * without > len(rewards):
+            or_else = " (grade=expected also wants an API that gives logprobs)" if self.judge.weighs else ""
             raise ValueError(
-                f"judge {self.config.model!r}: {without} of {len(rewards)} answers have no readable "
+                f"judge {self.config.shown!r}: {without} of {len(rewards)} answers have no readable "
                 f"grade, as in {unreadable[0][-200:]!r}; raise judge.max_tokens, or ask in the template for "
-                "a last line 'Grade: <number>'"
+                f"a last line 'Grade: <number>'{or_else}"
             )
         if without:
             logger.warning(
                 "%s: %d of %d answers have no readable grade", self.config.name, without, len(rewards)
+            )
+
+    def _warn_of_alike(self, grades: Sequence[float]) -> None:
+        """Once, when most of many grades are the same: such a judge makes no pairs."""
+        if self._seen.total() >= _MANY:
+            return
+        self._seen.update(grades)
+        count, ((grade, most), *_) = self._seen.total(), [*self._seen.most_common(1), (0.0, 0)]
+        if count >= _MANY and most >= _ALIKE * count:
+            said = "%s: %.0f %% of the first %d grades are %g: it tells answers hardly apart; use grade=expected, another"
+            logger.warning(
+                f"{said} template, scale or judge", self.config.name, 100 * most / count, count, grade
             )
 
 
@@ -169,18 +113,59 @@ def judge_template(path: str | None, key: str = "judge.template") -> Template:
     return read_template(file, _NEEDED, _OPTIONAL, key)
 
 
+def framed(prompt: Prompt, **answers: str) -> dict[str, str]:
+    """The fields of a judge's template: a lone question, or of a chat every turn after its role; the reference answer where
+    there is one; and answers by their fields. No text can close the frame that it is shown in."""
+    turns, reference = prompt.messages, ""
+    question = "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
+    if prompt.answer:
+        reference = f"\n<reference_answer>\n{_harmless(prompt.answer)}\n</reference_answer>\n"
+    return {
+        "question": _harmless(turns[0]["content"] if len(turns) == 1 else question),
+        "reference": reference,
+        **{name: _harmless(text) for name, text in answers.items()},
+    }
+
+
 def parse_grade(reply: str, scale: Scale) -> float | None:
     """The grade in a reply: "7", "7/10", "Score: 7", {"score": 7}, "[[7]]"; None for none or a choice of two.
 
     A marked grade on the last line decides; else all marked grades must agree; else the reply, or its last
     line, must be the grade alone. Grades outside the scale, or out of another maximum, count as none.
     """
-    text = reply.rpartition("</think>")[2].strip()
-    lines = text.splitlines() or [""]
-    marked = list(_MARKED.finditer(lines[-1])) or list(_MARKED.finditer(text))
-    alone = [m for m in (_ALONE.fullmatch(text), _ALONE.fullmatch(lines[-1])) if m]
-    grades = {_value(match, scale) for match in marked or alone[:1]}
+    grades = {_value(match, scale) for match in _matches(reply)}
     return grades.pop() if len(grades) == 1 else None
+
+
+def expected_grade(reply: JudgeReply, scale: Scale) -> float | None:
+    """The mean of the grades that might stand in the place of the one that a reply states, by their probability there, those
+    outside the scale left out (G-Eval, arXiv 2303.16634); None where no whole grade of one digit can be read."""
+    choices = reply.choices[-_PLACES:]
+    text = "".join(choice.text for choice in choices)
+    grade = parse_grade(text, scale) if reply.text else None  # nothing is said where a thought has no end
+    if grade is None or grade % 1:
+        return None
+    match = _matches(text)[-1]
+    place = match.start("slashed" if match["slashed"] else "grade")
+    ends = accumulate(len(choice.text) for choice in choices)
+    chosen = next(choice for choice, end in zip(choices, ends, strict=True) if end > place)
+    weights: dict[int, float] = {}
+    for token, logprob in chosen.logprobs.items():
+        bare = token.strip(_AROUND)
+        if len(bare) == 1 and bare in "0123456789" and scale.low <= int(bare) <= scale.high:
+            weights[int(bare)] = weights.get(int(bare), 0.0) + math.exp(logprob)
+    total = sum(weights.values())
+    return sum(value * weight for value, weight in weights.items()) / total if total else None
+
+
+def _matches(reply: str) -> list[re.Match[str]]:
+    """Where a reply says its grade."""
+    end = len(reply.rstrip())
+    start = min(end, len(reply) - len(reply.lstrip()))
+    last = end - len((reply[start:end].splitlines() or [""])[-1])
+    marked = list(_MARKED.finditer(reply, last, end)) or list(_MARKED.finditer(reply, start, end))
+    alone = [m for m in (_ALONE.fullmatch(reply, start, end), _ALONE.fullmatch(reply, last, end)) if m]
+    return marked or alone[:1]
 
 
 def _value(match: re.Match[str], scale: Scale) -> float | None:
@@ -192,4 +177,4 @@ def _value(match: re.Match[str], scale: Scale) -> float | None:
 
 
 def _harmless(text: str) -> str:
-    return without_tags(text, "question", "answer", "reference_answer")
+    return without_tags(text, "question", "answer", "answer_a", "answer_b", "reference_answer")

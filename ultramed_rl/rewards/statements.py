@@ -7,9 +7,8 @@ import logging
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Self
 
-from ultramed_rl.config.rewards import StatementJudge
+from ultramed_rl.config.judge_models import StatementJudge
 from ultramed_rl.evaluation.items import Item
 from ultramed_rl.evaluation.judging import (
     StatementScores,
@@ -21,9 +20,8 @@ from ultramed_rl.evaluation.judging import (
     summarize_statements,
 )
 from ultramed_rl.evaluation.runner import AnswerPlace
-from ultramed_rl.evaluation.suite import AskedTask
 from ultramed_rl.records import Completion
-from ultramed_rl.rewards.judge import ApiClient, Reply
+from ultramed_rl.rewards.judge_client import JudgeClient, Reply
 from ultramed_rl.store.atomic import write_lines
 from ultramed_rl.tracking import Progress
 
@@ -44,7 +42,7 @@ class StatementGrader:
     def __init__(self, config: StatementJudge) -> None:
         """Raises ValueError: the key's variable isn't set, or the template cannot be used. Connects to nothing."""
         self.config = config
-        self.api = ApiClient(config)
+        self.judge = JudgeClient(config)
         self.template = statement_template(config.template)
 
     def grade(
@@ -62,7 +60,9 @@ class StatementGrader:
         """
         pairs = list(zip(items, answers, strict=True))
         prompts = [text for pair in pairs for text in self.requests(*pair)]
-        replies: list[Reply[Verdict]] = self.api.ask_for(prompts, read_verdict, advance)
+        replies: list[Reply[Verdict]] = self.judge.ask_for(
+            prompts, lambda reply: read_verdict(reply.text), advance
+        )
         unread = [reply.text[-200:] for reply in replies if reply.value is None]
         share = f"{len(unread)} of {len(replies)} statements have no readable verdict"
         if 2 * len(unread) > len(replies):
@@ -78,12 +78,6 @@ class StatementGrader:
             verdicts, texts = tuple(reply.value for reply in own), tuple(reply.text for reply in own)
             scores.append(StatementScores(item.item_id, verdicts[:count], verdicts[count:], texts))
         return scores
-
-    @classmethod
-    def for_suite(cls, suite: Sequence[AskedTask], config: StatementJudge | None) -> Self | None:
-        """Who reads the answers of tasks that need a judge. Raises ValueError where its key isn't set."""
-        needed = any(asked.task.form == "statements" for asked in suite)
-        return cls(config) if needed and config is not None else None
 
     def requests(self, item: Item, answer: str) -> list[str]:
         """What the judge is asked about one answer: a text for each statement, required ones first."""

@@ -7,18 +7,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from operator import mul
 from statistics import fmean, pstdev
-from typing import Protocol
+from typing import Protocol, Self
 
 from ultramed_rl.config.rewards import Ensemble
 from ultramed_rl.records import Completion, Prompt
 
 
+@dataclass
+class Scores:
+    """What a term says of completions, in their order.
+
+    Attributes:
+        values: a number of each; NaN where there is none to be had.
+        details: of each, numbers by name that the term's own is made of; they are kept beside the reward.
+        errors: by prompt id, why its answers have no numbers, so that the prompt is set aside.
+    """
+
+    values: list[float]
+    details: list[dict[str, float]]
+    errors: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def empty(cls, count: int) -> Self:
+        """Of so many completions nothing is said yet."""
+        return cls([math.nan] * count, [{} for _ in range(count)])
+
+
 class Term(Protocol):
     """Gives each completion a number, higher is better."""
 
-    def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float] | Scores:
         """One number for each completion, in their order; NaN where there is none to be had.
 
         Completions name their prompt by `prompt_id`.

@@ -16,13 +16,12 @@ from ultramed_rl.cluster.inputs import describe_inputs, describe_rendering
 from ultramed_rl.config import EvaluateConfig
 from ultramed_rl.data.prompts import PromptPool, load_prompts, split_pool
 from ultramed_rl.evaluation.contamination import Contamination, check_contamination, check_readable
-from ultramed_rl.evaluation.judging import StatementSummary
-from ultramed_rl.evaluation.metrics import AnswerMetrics, compare, prompt_means
+from ultramed_rl.evaluation.metrics import AnswerMetrics, change_metrics, prompt_means, tokens_by_prompt
 from ultramed_rl.evaluation.report import (
     PolicyReport,
     compare_reports,
+    render_judged,
     render_reports,
-    render_statements,
     write_failures,
 )
 from ultramed_rl.evaluation.runner import AnswerPlace, BenchmarkRunner
@@ -31,7 +30,7 @@ from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.models.checks import check_models
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, Prompt, SamplingRequest, ScoredCompletion
-from ultramed_rl.rewards.statements import StatementGrader, judge_statements
+from ultramed_rl.rewards.benchmark_judges import BenchmarkJudges, Judged
 from ultramed_rl.stages.general import GeneralResult, check_general, run_general
 from ultramed_rl.store import ArtifactFolder, WorkDirectory
 from ultramed_rl.store.artifacts import read_json, read_numbers
@@ -44,7 +43,7 @@ from ultramed_rl.workers.stage import ComparedPolicy, EvaluationWorkers
 Metrics = dict[str, float]
 RESULTS = "results.json"
 # What is said of a policy besides: its contamination, a judge's verdicts, lm-evaluation-harness's figures.
-Further = Contamination | StatementSummary | GeneralResult
+Further = Contamination | Judged | GeneralResult
 
 
 @dataclass(frozen=True)
@@ -173,7 +172,7 @@ class PolicyBenchmarks:
         self.suite = load_suite(self.benchmarks, config.run.seed)
         for asked in self.suite:
             progress.say(describe(asked))
-        self.judge = StatementGrader.for_suite(self.suite, self.benchmarks.judge)
+        self.judges = BenchmarkJudges(self.suite, self.benchmarks)
         if self.benchmarks.general is not None:
             check_general(self.benchmarks.general, config.cluster.device)
         if self.benchmarks.contamination is not None and self.suite:
@@ -246,16 +245,14 @@ class PolicyBenchmarks:
         return metrics
 
     def _ask_others(self, folder: Path) -> None:
-        """The judge of statements, and lm-evaluation-harness."""
-        statements: dict[str, StatementSummary] = {}
+        """The judge of answers, and lm-evaluation-harness."""
+        judged: dict[str, dict[str, Judged]] = {}
         for name, policy in self.asked.items():
-            answered, seed = self.runner.statements(policy), self.config.run.seed
-            if self.judge is not None and answered:
-                place = AnswerPlace(ArtifactFolder(folder), suffix=f"-{name}")
-                statements[name] = judge_statements(self.judge, answered, place, self.progress, seed)
-                self.further[name]["statements"] = statements[name]
-        if statements:
-            self.progress.say(render_statements(statements))
+            place, seed = AnswerPlace(ArtifactFolder(folder), suffix=f"-{name}"), self.config.run.seed
+            judged[name] = self.judges.read(self.runner, policy, place, self.progress, seed)
+            self.further[name] |= judged[name]
+        if any(judged.values()):
+            self.progress.say(render_judged(judged))
         if (general := self.benchmarks.general) is not None:
             precision, cluster = self.config.policy.precision, self.config.cluster
             for name, policy in self.asked.items():
@@ -328,10 +325,13 @@ class HeldOutPrompts:
 
     def compare(self) -> dict[str, Metrics]:
         """Each policy's rewards and lengths, and its change against the first with a paired interval."""
-        first = prompt_means(next(iter(self.scored.values())))
+        first = next(iter(self.scored.values()))
+        start, short = prompt_means(first), tokens_by_prompt(first)
         figures = {}
         for name, answers in self.scored.items():
-            change, wins = compare(first, prompt_means(answers), self.config.bootstrap, self.config.run.seed)
-            changes = {"change": change.mean, "change_low": change.low, "change_high": change.high}
-            figures[name] = AnswerMetrics(answers).metrics() | changes | {"win_rate": wins}
+            gaps = {prompt: tokens - short[prompt] for prompt, tokens in tokens_by_prompt(answers).items()}
+            how = self.config.bootstrap, self.config.run.seed, gaps
+            figures[name] = AnswerMetrics(answers).metrics() | change_metrics(
+                start, prompt_means(answers), *how
+            )
         return figures

@@ -24,7 +24,7 @@ from typing import Any
 from ultramed_rl.config.benchmarks import General
 from ultramed_rl.config.cluster import Devices
 from ultramed_rl.config.models import resolve_precision
-from ultramed_rl.models.files import resolve_model
+from ultramed_rl.models.files import resolve_model, split_revision
 from ultramed_rl.store import ArtifactFolder
 from ultramed_rl.store.digests import digest_path
 
@@ -90,12 +90,13 @@ def general_command(
 ) -> list[str]:
     """The command line that evaluates a model, a local directory or a hub id; its results go to
     `output_dir/results_DATE.json`."""
-    backend = general_backend(section, device)
+    backend, (name, revision) = general_backend(section, device), split_revision(model_path)
     vllm = backend == "vllm"
     # On a CPU lm-eval would look for the largest batch by running out of memory.
     auto = "8" if section.batch_size == "auto" and (backend, device) == ("hf", "cpu") else section.batch_size
     model = {
-        "pretrained": model_path,
+        "pretrained": name,
+        "revision": revision,
         "dtype": precision,
         "max_length": section.max_length,
         "tensor_parallel_size": section.gpus if vllm else None,
@@ -212,7 +213,7 @@ def run_general(
 
     precision = resolve_precision(precision, cluster.device)
     path = resolve_model(model_path)
-    path = str(Path(path).expanduser().absolute()) if Path(path).is_dir() else path
+    path = str(Path(path).expanduser().absolute()) if Path(path).is_dir() else model_path
     output_dir = output_dir.absolute()
     gpus = section.gpus if cluster.device == "cuda" else 0
     said: deque[str] = deque(maxlen=_KEPT_CHUNKS)

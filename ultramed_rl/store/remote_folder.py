@@ -188,7 +188,7 @@ class LostLease(RuntimeError):
 class Writer:
     """The process that writes at a URL, or wrote last, as `writer.json` there keeps it; times in Unix seconds.
 
-    `copy` is the folder that it publishes, see `RemoteCopy`. What `status` reads: released, renewed, every_s.
+    `copy` is the folder that it publishes, see `RemoteCopy`.
     """
 
     token: str
@@ -199,6 +199,11 @@ class Writer:
     renewed: float
     every_s: float
     released: bool = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has given the lease back, or missed so many renewals that it is gone."""
+        return self.released or time.time() - self.renewed >= _MISSED * self.every_s
 
 
 class Lease:
@@ -217,8 +222,7 @@ class Lease:
         self.lost: LostLease | None = None
         before = remote.read_json(WRITER, Writer)
         if before is not None:
-            ended = before.released or now - before.renewed >= _MISSED * before.every_s
-            if not ended and (before.copy, before.host) != (copy, host):
+            if not before.ended and (before.copy, before.host) != (copy, host):
                 raise self._refusal(before)
             remote.delete(WRITER)
         with suppress(FileExistsError):

@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from ultramed_rl.records import PreferenceGroup, ReferenceLogprobs
@@ -201,6 +202,22 @@ def read_columns(path: Path, *columns: str) -> pa.Table:
         with told_of(file), pq.ParquetFile(file) as parquet:
             tables.append(parquet.read(columns=columns or None))
     return pa.concat_tables(tables)
+
+
+def rows_of(
+    files: Iterable[Path], prompts: Iterable[str], columns: Sequence[str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """The rows of these prompts in parquet files, of those columns that are there. A round may have millions of others: only the
+    parts that hold one are read whole. Raises ValueError for a file that cannot be read."""
+    wanted = pc.field("prompt_id").isin(list(prompts))
+    for file in files:
+        with told_of(file):
+            dataset = ds.dataset(file, format="parquet")
+            known = [name for name in columns or dataset.schema.names if name in dataset.schema.names]
+            for fragment in dataset.get_fragments():
+                for part in fragment.split_by_row_group():
+                    if part.count_rows(filter=wanted):
+                        yield from part.to_table(columns=known, filter=wanted).to_pylist()
 
 
 def shard_files(path: Path) -> list[Path]:

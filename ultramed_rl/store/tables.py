@@ -215,6 +215,7 @@ def _records(kind: type, arrays: Mapping[str, pa.Array]) -> Iterable[Any]:
     fields = (
         _records(hint, arrays) if _is_record(hint) else _values(arrays[name], hint)
         for name, hint in _hints(kind).items()
+        if _is_record(hint) or name in arrays  # the last fields may be younger than the file
     )
     return map(kind, *fields)
 

@@ -13,7 +13,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
@@ -254,11 +254,10 @@ class Asked:
     """The prompts that a round has asked."""
 
     by_source: Mapping[int, int]  # how many of each source
-    # [N] the prompts, by the `key_number` of their ids. Empty where nobody wants their results.
-    numbers: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
+    numbers: np.ndarray  # [N] the prompts, by the `key_number` of their ids
     # [N] whether a prompt's answers were scored and gave no pair, for whatever reason. Not one that was set aside: that says
     # nothing of the prompt's difficulty.
-    unpaired: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    unpaired: np.ndarray
 
 
 class RoundRecord(ArtifactFolder):
@@ -273,17 +272,14 @@ class RoundRecord(ArtifactFolder):
         phases = {name: manifest["digest"] for name, manifest in read_manifests(self.path).items()}
         write_json(self.path / "commit.json", {"round": self.index, "metrics": metrics, "phases": phases})
 
-    def asked(self, results: bool = False) -> Asked:
-        """Which of its prompts the round has asked; with `results` also which of them gave no pair."""
+    def asked(self) -> Asked:
+        """Which of its prompts the round has asked, and which of them gave no pair."""
         scored = self.manifest("scored")
-        prompts = read_columns(self.artifact("prompts"), "source", *(["prompt_id"] if results else []))
-        prompts = prompts.slice(0, scored.get("asked"))
+        prompts = read_columns(self.artifact("prompts"), "source", "prompt_id").slice(0, scored.get("asked"))
         by_source = Counter(prompts["source"].to_pylist())
-        if not results:
-            return Asked(by_source)
         ids = prompts["prompt_id"].combine_chunks()
         paired = pc.is_in(ids, value_set=read_columns(self.artifact("pairs"), "prompt_id")["prompt_id"])
-        set_aside = pc.is_in(ids, value_set=pa.array(list(scored["set_aside"]), type=pa.string()))
+        set_aside = pc.is_in(ids, value_set=pa.array(list(scored.get("set_aside", ())), type=pa.string()))
         numbers = np.fromiter(map(key_number, ids.to_pylist()), dtype=np.uint64)
         return Asked(by_source, numbers, pc.invert(pc.or_(paired, set_aside)).to_numpy(zero_copy_only=False))
 

@@ -7,7 +7,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,15 @@ class Made:
 
 def round_samples(folder: Path, index: int, seed: int, prompts: int) -> list[AnswerSample]:
     """All completions of a few seeded prompts of a round, each prompt's best first; none before they are scored."""
-    import pyarrow.parquet as parquet
+    from ultramed_rl.store.shards import read_columns, rows_of, shard_files
 
     files = [folder / f"{name}.parquet" for name in ("prompts", "scored", "pairs")]
     if prompts == 0 or not all(file.exists() for file in files):
         return []
-    ids = parquet.read_table(files[0], columns=["prompt_id"])["prompt_id"]
+    ids = read_columns(files[0], "prompt_id")["prompt_id"]
     dice = random.Random(f"{seed} shown samples {index}")
     shown = ids.take(dice.sample(range(len(ids)), min(prompts, len(ids)))).to_pylist()
-    asked, scored, pairs = (_rows_of(file, shown) for file in files)
+    asked, scored, pairs = (list(rows_of(shard_files(file), shown)) for file in files)
     texts = {row["prompt_id"]: _text(row["messages"]) for row in asked}
     sides: dict[tuple[str, int], str] = {}
     for pair in pairs:
@@ -119,25 +119,6 @@ def made_by_stage(directory: Path, start: str) -> list[Made]:
             numbers = manifest.get("metrics") or {}
             made.append(Made(name, kind, directory / name, manifest["digest"], 0, parents, numbers))
     return made
-
-
-def _rows_of(path: Path, prompts: list[str]) -> list[dict[str, Any]]:
-    """All rows of these prompts. A round may have millions of others: only the parts that hold one are read whole."""
-    import pyarrow.compute as pc
-    import pyarrow.dataset as ds
-
-    wanted = pc.field("prompt_id").isin(prompts)
-    parts = (
-        part
-        for file in ds.dataset(path, format="parquet").get_fragments()
-        for part in file.split_by_row_group()
-    )
-    return [
-        row
-        for part in parts
-        if part.count_rows(filter=wanted)
-        for row in part.to_table(filter=wanted).to_pylist()
-    ]
 
 
 def _text(messages: list[dict[str, str]]) -> str:

@@ -7,12 +7,16 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal
 
+from pydantic import TypeAdapter, ValidationError
+
 from ultramed_rl.kinds import KINDS
+from ultramed_rl.store.remote_folder import WRITER, Writer
 from ultramed_rl.store.run_reader import CONFIG, Metrics, Row, RunReader, read_rows, read_whole
 from ultramed_rl.tracking.console import manner, say, tell
 from ultramed_rl.tracking.heartbeat import STATUS, is_alive
@@ -23,10 +27,8 @@ from ultramed_rl.tracking.verdict import run_verdict
 
 State = Literal["waiting", "running", "finished", "failed", "interrupted", "stopped"]
 _TAIL_BYTES = 2**18
-_WRITER, _MISSED = "writer.json", 3  # as store/remote_folder.py writes it
 _NUMBER = (int, float)
-# Keys of JSON files that others write, with the types of their values.
-_LEASE = {"released": bool, "renewed": _NUMBER, "every_s": _NUMBER}
+# Keys of the heartbeat's file, with the types of their values.
 _BEAT = {"state": str, "began": _NUMBER, "updated": _NUMBER, "pid": int, "host": str}
 _AT_WORK = {"phase": str, "done": int, "total": (int, NoneType), "unit": str, "started": _NUMBER}
 _BAR = 24
@@ -217,10 +219,9 @@ def _state(run: RunReader, heart: Row) -> State:
         return said
     # A copy that was fetched from a URL: its process renews a lease there, while its heartbeat is only as fresh as the last
     # publication.
-    writer = read_whole(run.path / _WRITER) or {}
-    held = _has(writer, _LEASE) and not writer["released"]
-    if held and time.time() - writer["renewed"] < _MISSED * writer["every_s"]:
-        return "running"
+    with suppress(ValidationError):
+        if not TypeAdapter(Writer).validate_python(read_whole(run.path / WRITER)).ended:
+            return "running"
     return "finished" if run.finished else "stopped"
 
 

@@ -66,28 +66,28 @@ class Deployment:
         batch_tokens: int,
         load: Callable[[], Load],
     ) -> Replicas:
-        """Start replicas of a forward-only role; their loads are to be waited for. Sharded ones hold one model together,
-        and are one worker.
+        """Start replicas of a forward-only role; their loads are to be waited for. In lockstep, they are one worker.
 
         Args:
             batch_tokens: of a pass.
             load: a method and its arguments with which every actor begins, and a replacement too, whenever it comes.
         """
-        shards = group.replicas if group.shard else 1
-        arguments = (self.cluster.device, precision, batch_tokens, shards)
+        arguments = (self.cluster.device, precision, batch_tokens, group)
         actors = self.launch(role, worker, lambda member: (member.rank, *arguments))
 
         def prepare(actors: Sequence[Any]) -> list[Any]:
             pending = []
-            if shards > 1:
+            if group.in_lockstep:
                 address = actors[0].rendezvous.remote()
                 pending += [actor.join.remote(address) for actor in actors]
             return pending + [ask(actor, *load()) for actor in actors]
 
         # While one turn is computed, the next one's requests gather. Actors in lockstep share it.
         upstream = "reward" if role == "reference" else "rollout"
-        rules = PoolRules(self.cluster.faults, WAVES * batch_tokens * shards, upstream=(upstream,))
-        pool = self.scheduler.add(role, WorkerSet(actors, prepare, lockstep=shards > 1), rules)
+        room = WAVES * batch_tokens * (group.passes if group.in_lockstep else 1)
+        rules = PoolRules(self.cluster.faults, room, upstream=(upstream,))
+        worker_set = WorkerSet(actors, prepare, group.in_lockstep, group.sequence_parallel)
+        pool = self.scheduler.add(role, worker_set, rules)
         return Replicas(actors, pool, prepare(actors.actors))
 
     def launch_reward_models(

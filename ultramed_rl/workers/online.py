@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ultramed_rl.actors.policy import PolicyWorker
-from ultramed_rl.actors.rollout import RolloutWorker
+from ultramed_rl.actors.rollout import EngineArguments, RolloutWorker
 from ultramed_rl.actors.scorer import ReferenceWorker
 from ultramed_rl.actors.trainer import RewardTrainWorker
-from ultramed_rl.actors.weight_sync import transfer_backend
+from ultramed_rl.actors.weight_sync import ADAPTER, transfer_backend
 from ultramed_rl.actors.work import Worker
 from ultramed_rl.cluster.group import WorkerGroup, wait_for_both, wait_within
 from ultramed_rl.cluster.memory import resolve_architecture
 from ultramed_rl.cluster.plan import needs_reference
 from ultramed_rl.cluster.transport import WorkerSet
 from ultramed_rl.config import RunConfig
+from ultramed_rl.config.judge_models import POLICY
 from ultramed_rl.learning.checks import check_groups
 from ultramed_rl.learning.packing import AnswerGroup
 from ultramed_rl.learning.preference_data import read_reference, reference_answers
+from ultramed_rl.models.load import ADAPTER_FOLDER
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import (
     Completion,
     JudgedAnswer,
+    OptionRequest,
     PreferenceGroup,
     Prompt,
     ReferenceLogprobs,
+    SamplingRequest,
     ScoredCompletion,
 )
 from ultramed_rl.scheduling.dispatch import WorkItem
 from ultramed_rl.scheduling.pool import Outcome, Pool, PoolRules, RanksLost
 from ultramed_rl.workers.deployment import WAVES
+from ultramed_rl.workers.judges import EngineJudge, launch_engine_judges
 from ultramed_rl.workers.policy import PolicyRanks, TrainingRanks, WeightSync
 from ultramed_rl.workers.sampling import Advance, SamplingWorkers
 from ultramed_rl.workers.scorers import Judges, Scorers
@@ -80,15 +86,21 @@ class OnlineWorkers(SamplingWorkers):
     # -- start, and start again ----------------------------------------------------------------------------
 
     def begin_rollout(self, model: str, version: int) -> None:
+        """Begin to start the engines; those of judges, which keep their weights, have started then."""
         self.version = version
         super().begin_rollout(model, version)
+        engines = launch_engine_judges(self.deployment, self.config.judge_engines.values())
+        length = self.config.policy.max_length
+        own = EngineJudge(POLICY, self.rollout, self.engines, self.tokenizer, length, self.check_weights)
+        for scorers in filter(None, (self.scorers, self.judges)):
+            scorers.judge_on([*engines, own])
 
     def start_learners(self, policy: str, version: int, reference: str, rewards: Sequence[str]) -> None:
         """Start policy, reference and reward models together, and connect the policy to the engines."""
         config = self.config
         self.policy = PolicyRanks(config, self.deployment)
         self.policy.trained = version
-        backend = transfer_backend(config.cluster.device, config.cluster.layout)
+        backend = transfer_backend(config.cluster.device, config.cluster.layout, config.policy.lora)
         parallel = config.cluster.rollout.tensor_parallel
         self.weight_sync = WeightSync(self.policy, self.rollout, backend, parallel)
         loads = self.policy.begin(policy, version)
@@ -117,6 +129,11 @@ class OnlineWorkers(SamplingWorkers):
         # Now, so that what keeps weights from the engines shows before a round is generated.
         self.with_policy_restart(lambda: self.scheduler.with_all(self.engines, self.weight_sync.connect))
         self.with_policy_restart(self._join_policy)
+        if backend == ADAPTER:  # some layers' adapters vLLM refuses: now too, and not after a round
+            self.with_policy_restart(lambda: self.sync(version))
+        for role, others in self.groups.items():
+            if role != "rollout":
+                others.follows = self.rollout
 
     def with_policy_restart(self, work: Callable[[], Result]) -> Result:
         """Do what needs the policy, or engines that have its weights. When a rank of it is lost, all ranks start again from
@@ -134,14 +151,18 @@ class OnlineWorkers(SamplingWorkers):
                     self.restart_policy(*self.weights)
                     lost = None
                 if self._behind:
-                    if self.policy.learning or self.policy.trained > self.version:
-                        self.restart_policy(*self.weights)  # its ranks have newer weights than the engines
-                    self.sync(self.version)
+                    self._renew()
                 return work()
             except RanksLost as error:
                 lost = error
             except WeightsBehind as error:
                 self.say(f"{error}; it gets those of policy {self.version}")
+
+    def _renew(self) -> None:
+        """The engines' weights once more. Raises like `sync`."""
+        if self.policy.learning or self.policy.trained > self.version:
+            self.restart_policy(*self.weights)  # its ranks have newer weights than the engines
+        self.sync(self.version)
 
     def restart_policy(self, checkpoint: str, version: int) -> None:
         """All policy ranks anew, with the weights of a checkpoint; version 0 is the starting policy.
@@ -160,11 +181,11 @@ class OnlineWorkers(SamplingWorkers):
         """What ranks that have loaded need before they work; `sync` connects them to the engines."""
         config = self.config
         if config.policy.lora is not None and config.objective.uses_reference:  # it is its own reference
-            budget = config.reference.micro_batch_tokens
+            budget, sharing = config.reference.micro_batch_tokens, config.cluster.policy.sequence_parallel
             self.policy.call(PolicyWorker.scores_within, budget)
-            room = WAVES * budget * self.policy.size
+            room = WAVES * budget * self.policy.size // sharing
             rules = PoolRules(config.cluster.faults, room, upstream=("reward",), ranks=True)
-            worker_set = WorkerSet(self.policy, lambda actors: [], lockstep=True)
+            worker_set = WorkerSet(self.policy, lambda actors: [], lockstep=True, sharing=sharing)
             self._open_references(self.scheduler.add("reference", worker_set, rules))
         if self.turns:
             self.policy.call(PolicyWorker.offload)
@@ -173,6 +194,25 @@ class OnlineWorkers(SamplingWorkers):
         """An engine that is replaced starts with the newest checkpoint's weights: older ones, unless a sync follows."""
         self._behind = self._behind or (self.weights[1] != self.version and not self._syncing)
         return super()._prepare_engine(actors)
+
+    def engine_arguments(self, model: str) -> EngineArguments:
+        """Engines that share GPUs with the policy keep no weights while they sleep: they get them from it. Those that get
+        adapters alone keep the base model."""
+        policy = self.config.policy
+        if policy.lora is not None and policy.lora.sync == "adapter":
+            adapter = None if model == policy.path else str(Path(model) / ADAPTER_FOLDER)
+            begun = super().engine_arguments(policy.path)
+            return replace(begun, transfer_backend=ADAPTER, lora_rank=policy.lora.rank, adapter=adapter)
+        arguments = super().engine_arguments(model)
+        # A run that trains its reward model samples before there is a policy; a policy that judges is asked after it slept.
+        reward = self.config.reward
+        forgets = arguments.sleep_level and reward.train is None and not reward.asks_policy
+        return replace(arguments, sleep_level=2) if forgets else arguments
+
+    def answer(self, requests: Iterable[SamplingRequest | OptionRequest]) -> Iterator[Outcome]:
+        if self.turns and -1 in self.rollout.call_living(RolloutWorker.version):
+            self._renew()
+        yield from super().answer(requests)
 
     def check_weights(self) -> None:
         """Raises WeightsBehind."""
@@ -214,9 +254,9 @@ class OnlineWorkers(SamplingWorkers):
             ValueError: naming the groups that cannot be learnt from.
             RanksLost: a LoRA policy, which is its own reference, lost a rank.
         """
-        mismatched, length = self.config.objective.kl == "mismatched", self.config.policy.max_length
+        beside, length = self.config.objective.beside, self.config.policy.max_length
         source = (
-            (groups[index], reference_answers(groups, index, mismatched, length))
+            (groups[index], reference_answers(groups, index, beside, length))
             for index in range(len(groups))
             if groups[index].group_id not in known
         )
@@ -228,7 +268,10 @@ class OnlineWorkers(SamplingWorkers):
                 yield reference
 
     def _open_references(self, pool: Pool) -> None:
-        self.references = ReferenceScorer(pool, self.vocab_size, self.config.policy.max_length)
+        config = self.config
+        self.references = ReferenceScorer(
+            pool, self.vocab_size, config.policy.max_length, config.objective.beside
+        )
 
     # -- the next policy -----------------------------------------------------------------------------------
 
@@ -251,14 +294,11 @@ class OnlineWorkers(SamplingWorkers):
         finally:
             self._syncing = False
         self._behind = False
-        with self.rollout.on_device():  # the policy is off the devices: now there is room for the cache too
-            held = set(self.rollout.call_living(RolloutWorker.version))
+        held = set(self.rollout.call_living(RolloutWorker.version))
         assert held <= {version}, f"engines hold policy {held} after a sync of {version}"
         return sent
 
     def _send_weights(self, version: int) -> dict[str, float]:
-        if self.turns:
-            self.rollout.call_living(RolloutWorker.offload)
         with self.policy.on_device():
             if self.turns:
                 wait_for_both(self.policy, [], self.rollout, self.rollout.start(RolloutWorker.reload_weights))
@@ -321,18 +361,19 @@ class OnlineWorkers(SamplingWorkers):
 class ReferenceScorer:
     """Whoever holds the reference's weights, behind offers and outcomes."""
 
-    def __init__(self, pool: Pool, vocab_size: int, max_length: int) -> None:
-        self.pool, self.vocab_size, self.max_length = pool, vocab_size, max_length
+    def __init__(self, pool: Pool, vocab_size: int, max_length: int, beside: str = "none") -> None:
+        self.pool, self.vocab_size, self.max_length, self.beside = pool, vocab_size, max_length, beside
         self._answers: dict[str, int] = {}  # of the groups under way
 
     def offer(self, group: PreferenceGroup, packed: AnswerGroup | None = None) -> None:
-        """A group whose answers need reference logprobs; `packed` has them, and perhaps KTO's mismatched one after them.
+        """A group whose answers need reference logprobs; `packed` has them and perhaps one beside them, which KTO takes of
+        other groups.
 
         Raises:
             ValueError: a group that cannot be learnt from.
         """
         check_groups([group], self.vocab_size, self.max_length)
-        packed = AnswerGroup.of(group) if packed is None else packed
+        packed = packed or reference_answers([group], 0, self.beside, self.max_length)
         self._answers[group.group_id] = len(group.completions)
         tokens = packed.packed_tokens
         self.pool.offer(WorkItem(group.group_id, tokens, float(tokens)), packed)

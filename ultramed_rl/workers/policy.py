@@ -48,6 +48,9 @@ class TrainingRanks(WorkerGroup):
         spawn = deployment.placement.spawner(role, worker, lambda member: (member.rank, ranks, seed))
         super().__init__(role, spawn, ranks, takes_turns=deployment.turns, timeout_s=faults.hang_s)
         self.model_s, self._device = faults.start_s, deployment.cluster.device
+        self._recomputed = next(
+            planned.recomputed for planned in deployment.plan.roles if planned.role == role
+        )
         self._load: Callable[..., None] = worker.load
 
     def begin_load(
@@ -56,6 +59,10 @@ class TrainingRanks(WorkerGroup):
         """Begin to load the model that training starts from; `extra` is the worker's own argument. Returns the references."""
         spec = EngineSpec(self._device, resolve_precision(precision, self._device), group, training)
         return self.start(self._load, model, spec, self.actors[0].rendezvous.remote(), extra)
+
+    def settled(self, training: Optimization) -> Optimization:
+        """With as many layers computed again as the plan has."""
+        return training.model_copy(update={"checkpointed_layers": self._recomputed})
 
     def finish(self, loads: list[Any]) -> None:
         """Until a whole model is read or written."""
@@ -81,7 +88,7 @@ class PolicyRanks(TrainingRanks):
         """Begin to load a checkpoint's weights; version 0 is the starting policy. Returns the references."""
         config, adapted = self.config, checkpoint if version else None
         policy, group = config.policy, config.cluster.policy
-        return self.begin_load(policy, policy.precision, group, config.training, adapted)
+        return self.begin_load(policy, policy.precision, group, self.settled(config.training), adapted)
 
     def finish_load(self, loads: list[Any], checkpoint: str, version: int) -> None:
         """Until the ranks have loaded; if one of them dies or hangs in it, all start again.

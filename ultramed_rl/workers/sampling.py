@@ -14,7 +14,7 @@ from ultramed_rl.config.models import resolve_precision
 from ultramed_rl.config.rewards import ContrastSampling
 from ultramed_rl.data.contrasts import Texts, build_contrasts
 from ultramed_rl.learning.seeds import derive_seed
-from ultramed_rl.models.files import resolve_model
+from ultramed_rl.models.files import resolve_model, split_revision
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import (
     Completion,
@@ -102,8 +102,9 @@ class SamplingWorkers:
             max_length=self.model.max_length,
             group=self.cluster.rollout,
             transfer_backend=transfer_backend(self.cluster.device, self.deployment.plan.layout),
-            sleeps=self.turns and self.cluster.device == "cuda",
+            sleep_level=int(self.turns and self.cluster.device == "cuda"),
             trust_remote_code=self.model.trust_remote_code,
+            revision=split_revision(model)[1],
         )
 
     # -- generate ------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
                         +--> each reward model's pool --> take(outcome) --+
 offer(prompt, answers) -+                                                 +--> ready(): what has all its numbers
                         +--> the terms' thread ---------------------------+
+                                 ^ what judges on engines are asked goes out with `ready` and comes back with `take`
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 import queue
 import threading
 from abc import ABC, abstractmethod
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -23,13 +25,16 @@ from ultramed_rl.models.reading import RewardReader
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, Prompt, ScoredCompletion
 from ultramed_rl.rewards import Term, combine_members, make_term, score_terms, weighted_sum
+from ultramed_rl.rewards.judge_client import JudgeClient
 from ultramed_rl.scheduling.dispatch import WorkItem
 from ultramed_rl.scheduling.pool import Outcome
 from ultramed_rl.scheduling.scheduler import Scheduler, feed
 from ultramed_rl.workers.deployment import Replicas
+from ultramed_rl.workers.judges import EngineJudge
 
 Advance = Callable[[int], None]
 Columns = dict[str, list[float]]  # each scorer's numbers of a prompt's answers
+_Result = tuple[str, Columns, list[dict[str, float]], str]
 _TOGETHER = 64  # prompts that a term is given at once at most; what concurrency it has is its own business
 _WAITING = 256
 
@@ -41,6 +46,7 @@ class _Pending:
     completions: Sequence[Completion]
     neutralised: int
     columns: Columns = field(default_factory=dict)
+    details: list[dict[str, float]] = field(default_factory=list)
     error: str = ""
 
 
@@ -74,6 +80,7 @@ class AnswerScorers(ABC):
         self.readers = list(readers.values())
         self.terms = TermScorer(terms)
         self.models: list[Replicas] = []
+        self.engine_judges: list[EngineJudge] = []
         # Columns in the order of models and terms, whoever comes first.
         self._model_columns = list(readers)
         self._columns = [*readers, *terms]
@@ -91,12 +98,21 @@ class AnswerScorers(ABC):
 
     @property
     def groups(self) -> list[WorkerGroup]:
-        """The reward models' actors."""
-        return [model.group for model in self.models]
+        """The actors of reward models and judges."""
+        return [model.group for model in self.models] + [judge.group for judge in self.engine_judges]
+
+    def judge_on(self, engines: Sequence[EngineJudge]) -> None:
+        """Let terms whose judge is on engines ask these, of which there may be others' too."""
+        clients = [getattr(term, "judge", None) for term in self.terms.terms.values()]
+        for judge in engines:
+            own = [c for c in clients if isinstance(c, JudgeClient) and c.engine == judge.engine]
+            if own:
+                judge.clients = own
+                self.engine_judges.append(judge)
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
-        """All reward models on their devices within."""
+        """All reward models and judges on their devices within."""
         with ExitStack() as stack:
             for group in self.groups:
                 stack.enter_context(group.on_device())
@@ -143,15 +159,25 @@ class AnswerScorers(ABC):
         # Counted now, while the processor has the answers in its cache.
         self._pending[prompt.prompt_id] = _Pending(completions, self.neutralised(completions, spelt))
 
+    def serves(self, outcome: Outcome) -> bool:
+        """Whether an outcome of the scheduler is a judge's reply, which its term has then."""
+        return any(judge.take(outcome) for judge in self.engine_judges)
+
     def take(self, outcome: Outcome) -> None:
-        """A reward model's outcome from the scheduler."""
+        """A reward model's or a judge's outcome from the scheduler."""
+        if self.serves(outcome):
+            return
         number = next(k for k, model in enumerate(self.models) if model.pool.role == outcome.role)
         self._note(outcome.key, {self._model_columns[number]: outcome.value}, outcome.error)
 
     def ready(self) -> list[Scored]:
-        """Prompts that have become complete since the last time."""
-        for prompt_id, columns in self.terms.results():
-            self._note(prompt_id, columns, "")
+        """Prompts that have become complete since the last time. Judges' engines get what terms ask them meanwhile."""
+        for judge in self.engine_judges:
+            judge.pump()
+        for prompt_id, columns, details, error in self.terms.results():
+            if prompt_id in self._pending:
+                self._pending[prompt_id].details = details
+            self._note(prompt_id, columns, error)
         ready, self._ready = self._ready, []
         return ready
 
@@ -161,6 +187,8 @@ class AnswerScorers(ABC):
         if self.terms.busy:
             self.terms.stop()
             self.terms = TermScorer(self.terms.terms)
+        for judge in self.engine_judges:
+            judge.forget()
 
     @property
     def timeout(self) -> float:
@@ -188,12 +216,15 @@ class AnswerScorers(ABC):
             by_prompt[completion.prompt_id].append(completion)
         answers: dict[tuple[str, int], ScoredCompletion] = {}
         source = ((p, by_prompt[p.prompt_id]) for p in prompts if by_prompt[p.prompt_id])
-        with self.on_device():
+        with self.on_device(), ExitStack() as gave_up:
+            gave_up.callback(scheduler.forget)
+            gave_up.callback(self.forget)
             for scored in self.stream(source, scheduler):
                 if scored.error:
                     raise RuntimeError(f"{scored.prompt_id}: its answers could not be scored: {scored.error}")
                 answers |= {(scored.prompt_id, s.completion.sample): s for s in scored.answers}
                 advance(len(scored.answers))
+            gave_up.pop_all()
         return [answers[completion.prompt_id, completion.sample] for completion in completions]
 
     def stream(
@@ -221,8 +252,11 @@ class AnswerScorers(ABC):
 
     def _combine(self, pending: _Pending) -> list[ScoredCompletion]:
         rewards, shown = self.rewards_of(pending.columns), self.shown_columns
+        details = pending.details or [{}] * len(rewards)
         return [
-            ScoredCompletion(completion, reward, {name: pending.columns[name][i] for name in shown})
+            ScoredCompletion(
+                completion, reward, {name: pending.columns[name][i] for name in shown}, details[i]
+            )
             for i, (completion, reward) in enumerate(zip(pending.completions, rewards, strict=True))
         ]
 
@@ -307,7 +341,7 @@ class TermScorer:
     def __init__(self, terms: Mapping[str, Term]) -> None:
         self.terms = terms
         self._offers: queue.SimpleQueue[tuple[Prompt, Sequence[Completion]] | None] = queue.SimpleQueue()
-        self._results: queue.SimpleQueue[tuple[str, Columns] | BaseException] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[_Result | BaseException] = queue.SimpleQueue()
         self._open = 0
         self._thread: threading.Thread | None = None
 
@@ -331,8 +365,9 @@ class TermScorer:
             self._thread = threading.Thread(target=self._work, name="terms", daemon=True)
             self._thread.start()
 
-    def results(self) -> Iterator[tuple[str, Columns]]:
-        """Each finished prompt's numbers by term. Raises what a term raised."""
+    def results(self) -> Iterator[_Result]:
+        """Each finished prompt's numbers by term, what these were made of, and why it is to be set aside. Raises what a term
+        raised."""
         while not self._results.empty():
             result = self._results.get()
             if isinstance(result, BaseException):
@@ -362,9 +397,13 @@ class TermScorer:
 
     def _score(self, offers: Sequence[tuple[Prompt, Sequence[Completion]]]) -> None:
         answers = [completion for _, completions in offers for completion in completions]
-        columns = score_terms(self.terms, [prompt for prompt, _ in offers], answers)
+        said = score_terms(self.terms, [prompt for prompt, _ in offers], answers)
         start = 0
         for prompt, completions in offers:
-            stop = start + len(completions)
-            self._results.put((prompt.prompt_id, {n: values[start:stop] for n, values in columns.items()}))
-            start = stop
+            own = slice(start, start + len(completions))
+            columns = {name: scores.values[own] for name, scores in said.items()}
+            parts = zip(*(scores.details[own] for scores in said.values()), strict=True)
+            details = [dict(ChainMap(*part)) for part in parts]
+            errors = [error for scores in said.values() if (error := scores.errors.get(prompt.prompt_id))]
+            self._results.put((prompt.prompt_id, columns, details, "; ".join(errors)))
+            start = own.stop

@@ -16,6 +16,7 @@ from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, Prompt, ScoredCompletion
 from ultramed_rl.tracking import Progress
 from ultramed_rl.workers.deployment import Deployment, Replicas
+from ultramed_rl.workers.judges import EngineJudge, launch_engine_judges
 from ultramed_rl.workers.policy import TrainingRanks
 from ultramed_rl.workers.sampling import Advance, SamplingWorkers
 from ultramed_rl.workers.scorers import Scorers
@@ -32,7 +33,7 @@ class StageWorkers(TrainingRanks):
 
     def load(self, extra: object = None) -> None:
         """Load the starting model on every rank; `extra` is the worker's own argument."""
-        model, training = self.config.model, self.config.training
+        model, training = self.config.model, self.settled(self.config.training)
         self.finish(self.begin_load(model, model.precision, self.config.cluster.trainer, training, extra))
 
     def train(self, place: TrainingPlace, start: int, stop: int) -> Iterator[Metrics]:
@@ -45,13 +46,19 @@ class StageWorkers(TrainingRanks):
 
     def score_start(self, groups: Sequence[AnswerGroup], advance: Advance) -> list[list[float]]:
         """Logprobs of all answers under the starting model, which must not have been trained yet; the groups are dealt to
-        the ranks in turn. `advance` is told of each pass's answers."""
-        count, budget = len(self), self.config.training.micro_batch_tokens
+        the ranks in turn, the same to ranks that share their passes. `advance` is told of each pass's answers."""
+        sharing, budget = (
+            self.config.cluster.trainer.sequence_parallel,
+            self.config.training.micro_batch_tokens,
+        )
+        count = len(self) // sharing
         values: list[list[float | None]] = [[None] * len(g.answers) for g in groups]
-        shards = [(groups[rank::count], budget) for rank in range(count)]
+        shards = [(groups[rank // sharing :: count], budget) for rank in range(len(self))]
         for rank, numbers in self.generate(PolicyWorker.score_base, shards).follow():
+            if rank % sharing:  # another rank has said the same
+                continue
             for group, answer, number in numbers:
-                values[rank + group * count][answer] = number
+                values[rank // sharing + group * count][answer] = number
             advance(len(numbers))
         assert all(v is not None for row in values for v in row), "an answer was not scored"
         return [[float(v) for v in row if v is not None] for row in values]
@@ -75,12 +82,13 @@ class StageWorkers(TrainingRanks):
 
 
 class RewardWorkers:
-    """Starts a config's reward models, on devices of their own, with the first answers that they are to score."""
+    """Starts a config's reward models and judges, on devices of their own, with the first answers that they are to score."""
 
     def __init__(self, config: EvaluateConfig | RewardBenchConfig) -> None:
         self.config = config
         self._deployment: Deployment | None = None
         self._models: list[Replicas] = []
+        self._judges: list[EngineJudge] = []
 
     def score(
         self,
@@ -93,17 +101,21 @@ class RewardWorkers:
         cluster = self.config.cluster
         if self._deployment is None:
             self._deployment = Deployment(self.config)
+            if isinstance(self.config, EvaluateConfig):
+                engines = self.config.judge_engines.values()
+                self._judges = launch_engine_judges(self._deployment, engines)
             paths = [path for path in scorers.config.paths if path is not None]
             self._models = self._deployment.launch_reward_models(scorers.config, cluster.reward, paths)
             for model in self._models:
                 self._deployment.scheduler.wait_for_start(model.pool, model.loads, cluster.faults.start_s)
-        scorers.models = self._models
+        scorers.models, scorers.engine_judges = self._models, []
+        scorers.judge_on(self._judges)  # each policy's scorers have clients of their own
         return scorers.score(prompts, completions, advance, self._deployment.scheduler)
 
     def stop(self) -> None:
         """End all actors and give the devices back."""
-        for model in self._models:
-            model.group.stop()
+        for group in [model.group for model in self._models] + [judge.group for judge in self._judges]:
+            group.stop()
         if self._deployment is not None:
             self._deployment.release()
 

@@ -10,9 +10,10 @@ import torch
 
 from tests.tiny import make_model
 from ultramed_rl.actors.deepspeed_setup import EngineSpec
-from ultramed_rl.actors.engine import Engine
+from ultramed_rl.actors.engine import Engine, checkpoint_layers
 from ultramed_rl.config.cluster import TrainerGroup
 from ultramed_rl.config.rounds import Optimization
+from ultramed_rl.learning.packing import AnswerGroup, pack_groups
 from ultramed_rl.models.load import PolicyModel, load_policy
 
 
@@ -41,6 +42,27 @@ def test_a_rounds_optimizer_is_a_fresh_one(wrapped: bool) -> None:
             state, 0.0
         )
         assert engine.skipped_steps == 0
+
+
+@pytest.mark.parametrize(("count", "computed"), [(0, [1, 1]), (1, [2, 1]), (2, [2, 2]), (None, [2, 2])])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3_text"])
+def test_the_first_layers_are_computed_again_and_no_gradient_changes(
+    tmp_path: Path, kind: str, count: int | None, computed: list[int]
+) -> None:
+    policy = load_policy(str(make_model(tmp_path, kind)), "float32").train()
+    batch = pack_groups([AnswerGroup([5, 6, 7], [[8, 9], [10, 11, 12]])])
+
+    def gradients() -> list[torch.Tensor]:
+        return list(torch.autograd.grad(policy(batch).sum(), list(policy.parameters())))
+
+    expected = gradients()
+    calls: list[int] = []
+    stack = next(m for m in policy.modules() if isinstance(m, torch.nn.ModuleList))
+    for place, layer in enumerate(stack):
+        layer.mlp.register_forward_pre_hook(lambda *_, place=place: calls.append(place))
+    checkpoint_layers(policy.lm, count)
+    assert all(torch.equal(a, b) for a, b in zip(gradients(), expected, strict=True))
+    assert [calls.count(place) for place in range(2)] == computed
 
 
 @pytest.mark.parametrize("kind", ["llama", "deepseek_v3"])

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ultramed_rl.actors.rollout import sample_rows, sample_with_few_numbers
+from ultramed_rl.actors.seeded_sampling import sample_rows, sample_with_few_numbers
 
 
 def seeded(*seeds: int) -> dict[int, torch.Generator]:

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from tests.tiny import make_policy, make_reward
 from ultramed_rl.actors.engine import Engine
 from ultramed_rl.actors.tasks import ImitationTask, PreferenceTask, RankingTask, Sums, Task
-from ultramed_rl.config.objectives import DPO, KTO
+from ultramed_rl.config.objectives import DPO, KTO, RAFT
 from ultramed_rl.config.stages import BradleyTerry, LogExp
 from ultramed_rl.learning.batching import MicroBatch, count_steps, epoch_batches
 from ultramed_rl.learning.objectives.bradley_terry import ranked_pairs
-from ultramed_rl.learning.preference_data import PreferenceSet
+from ultramed_rl.learning.preference_data import PreferenceSet, read_reference, reference_answers
 from ultramed_rl.models.load import load_policy, load_reward, model_shape
 from ultramed_rl.records import Completion, PreferenceGroup, Prompt, ReferenceLogprobs, TokenizedChat
 from ultramed_rl.stages.loop import is_due, next_event
@@ -247,6 +247,74 @@ def test_a_policy_that_is_its_own_reference_has_a_loss_of_ln_2(models: Path) -> 
     (loss,), metrics = run(task(itself), MicroBatch((0, 1, 2)))
     assert loss == pytest.approx(math.log(2), abs=1e-4) == metrics["loss"]
     assert metrics["implicit_margin"] == pytest.approx(0.0, abs=1e-4)
+
+
+def test_shared_lengths_and_weights_are_those_of_plain_sequences(models: Path) -> None:
+    """LD-DPO's log-ratios up to the shorter answer's length, and WPO's weights, of two packed groups."""
+    module = load_policy(str(models / "policy"), "float32")
+    pairs = [replace(g, completions=g.completions[:2], rewards=g.rewards[:2]) for g in GROUPS[:2]]
+    asked = [reference_answers(pairs, i, "cut", 64) for i in range(2)]
+    shortest = [min(len(c.token_ids) for c in pair.completions) for pair in pairs]
+    references = []
+    for pair, answers in zip(pairs, asked, strict=True):
+        numbers = [-3.0 - k for k in range(len(answers.answers))]
+        references.append(read_reference(pair.group_id, 2, numbers))
+    objective = DPO(beta=0.5, ld_alpha=0.3, policy_weighted=True)
+    data = PreferenceSet.at_hand(pairs, references, 64)
+    task = PreferenceTask(engine_of(module), model_shape(module.lm), data, objective)
+    ((_, packed, logprobs),) = task._passes([MicroBatch((0, 1))], data.answers_of)
+    answers = task._answers((0, 1), packed, logprobs)
+    weights, shared = [], []
+    for pair, reference, count in zip(pairs, references, shortest, strict=True):
+        for place, completion in enumerate(pair.completions):
+            values, collisions = values_by_transformers(models / "policy", pair, place)
+            weights.append(
+                math.exp(sum(v - c for v, c in zip(values, collisions, strict=True)) / len(values))
+            )
+            longer = len(completion.token_ids) > count
+            known = reference.beside if longer else reference.logprobs[place]
+            assert known is not None
+            shared.append(sum(values[:count]) - known)
+    assert answers.weights is not None and answers.shared is not None
+    assert answers.weights.tolist() == pytest.approx(weights, rel=1e-4)
+    assert answers.shared.tolist() == pytest.approx(shared, abs=1e-3)
+    (_,), metrics = run(task, MicroBatch((0, 1)))
+    assert math.isfinite(metrics["loss"])
+
+
+def test_raft_computes_the_chosen_answers_alone(models: Path) -> None:
+    module = load_policy(str(models / "policy"), "float32")
+    pairs = [replace(g, completions=g.completions[:2], rewards=g.rewards[:2]) for g in GROUPS]
+    data = PreferenceSet.at_hand(pairs, None, 64, chosen_only=True)
+    task = PreferenceTask(engine_of(module), model_shape(module.lm), data, RAFT())
+    (loss,), metrics = run(task, MicroBatch((0, 1, 2)))
+    own = [logprobs_by_transformers(models / "policy", g)[0] / len(g.chosen.token_ids) for g in pairs]
+    assert loss == pytest.approx(-sum(own) / 3, abs=1e-4) == metrics["loss"]
+    assert metrics.keys() == {"loss", "chosen_logratio"}
+    ((_, packed, _),) = task._passes([MicroBatch((0, 1, 2))], data.answers_of)
+    assert len(packed.answers) == 3
+
+
+def test_the_longer_answer_is_cut_as_short_as_the_other() -> None:
+    pair = replace(GROUPS[0], completions=GROUPS[0].completions[:2], rewards=GROUPS[0].rewards[:2])
+    chosen, rejected = (list(c.token_ids) for c in pair.completions)
+    assert len(chosen) < len(rejected)
+    cut = rejected[: len(chosen)]
+    assert [list(a) for a in reference_answers([pair], 0, "cut", 64).answers] == [chosen, rejected, cut]
+    assert [list(a) for a in reference_answers([pair], 0, "none", 64).answers] == [chosen, rejected]
+
+
+@torch.no_grad()
+def values_by_transformers(path: Path, pair: PreferenceGroup, place: int) -> tuple[list[float], list[float]]:
+    """Of each token of an answer its logprob, and log sum_v pi(v)^2 where it stands."""
+    from transformers import AutoModelForCausalLM
+
+    model, prompt = AutoModelForCausalLM.from_pretrained(path).eval(), pair.prompt.token_ids
+    ids = [*prompt, *pair.completions[place].token_ids]
+    logprobs = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    places = range(len(prompt), len(ids))
+    collisions = (2 * logprobs).logsumexp(-1)
+    return [float(logprobs[k - 1, ids[k]]) for k in places], [float(collisions[k - 1]) for k in places]
 
 
 @pytest.mark.parametrize("labels", [(1, 0, 1), (1, 1, 1), (0, 0, 0)])

@@ -117,7 +117,7 @@ def test_the_hosts_adam_is_compiled_where_a_config_asks_for_it(
 ) -> None:
     few_checks(monkeypatch)
     built = [Finding("host_adam", "ok", "compiles")]
-    monkeypatch.setattr(communication, "check_host_adam", lambda: iter(built))
+    monkeypatch.setattr(communication, "check_host_adam", lambda _: iter(built))
     shape = KNOWN["meta-llama/Meta-Llama-3-8B"].model_dump()
     for offloads in (True, False):
         config = {

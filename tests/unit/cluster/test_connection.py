@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 import ray
 
+from tests.unit.cluster.test_plan import gpu_run
 from ultramed_rl.cluster import connection
-from ultramed_rl.cluster.connection import choose_parent, remove_spilled, stop_private_ray
+from ultramed_rl.cluster.connection import Placement, choose_parent, remove_spilled, stop_private_ray
 from ultramed_rl.cluster.jobs import JobServer
-from ultramed_rl.config.cluster import Devices
+from ultramed_rl.cluster.plan import make_plan
+from ultramed_rl.config.cluster import ATTENTION, KERNELS, Devices
 from ultramed_rl.tracking.heartbeat import watched
 
 # 107 bytes of a socket's path, less /umrl-12345678 (14), /ray (4), the session's name (43) and /sockets/plasma_store
@@ -137,3 +139,13 @@ def test_the_address_of_a_dashboard_is_refused(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv("RAY_ADDRESS", "http://head:8265")
         with pytest.raises(ValueError, match=rf"^{key}='http://head:8265': .*6379"):
             connection.connect(cluster)
+
+
+def test_workers_find_in_their_environment_what_computes_attention_and_layers() -> None:
+    config = gpu_run(cluster__attention="flash_attn_3", cluster__kernels="liger")
+    placement = Placement.__new__(Placement)
+    placement.plan = make_plan(config)
+    placement.cpus_per_slot, placement.share, placement.groups = 1.0, 1.0, [None]
+    for role in placement.plan.roles:
+        found = placement._options(role.members[0])["runtime_env"]["env_vars"]
+        assert (found[ATTENTION], found[KERNELS]) == ("flash_attn_3", "liger")

@@ -125,10 +125,20 @@ def test_a_hub_id_is_its_commit_in_the_cache(tmp_path: Path, monkeypatch: pytest
         refs = tmp_path / f"{kind}--{name}" / "refs"
         refs.mkdir(parents=True)
         (refs / "main").write_text("0123abcd")
+        (refs / "v1").write_text("4567cdef")
     sources = [{"type": "question", "uri": "hf://owner/rows/main:train"}]
     changes = {"policy__path": "owner/name", "reward__path": "owner/unknown", "prompts__sources": sources}
     found = describe_inputs(parse_config(tiny_run(tmp_path, **changes)))
     assert found == {"policy.path": "commit 0123abcd", "prompts.sources.0.uri": "commit 0123abcd"}
+    commit = 5 * "01234567"  # known without a cache
+    pinned = {"policy__path": "owner/name@v1", "reward__path": f"owner/unknown@{commit}"}
+    sources = [{"type": "question", "uri": "hf://owner/rows@v1/main:train"}]
+    found = describe_inputs(parse_config(tiny_run(tmp_path, **pinned, prompts__sources=sources)))
+    assert found == {
+        "policy.path": "commit 4567cdef",
+        "reward.path": f"commit {commit}",
+        "prompts.sources.0.uri": "commit 4567cdef",
+    }
 
 
 def test_rows_are_all_files_of_a_glob(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def _packed(zip_files: Any, folder: Path, file: Path) -> set[str]:
         (["run.directory=/shared", "training.epoch=1"], r"training\.epoch: .*'epochs'"),
         (
             ["run.directory=/shared", "cluster.device_memory_gib=10"],
-            r"cluster\.device_memory_gib=10 .*\bpolicy: .* = 53\.8 GiB; .*cluster\.policy\.offload_optimizer",
+            r"cluster\.device_memory_gib=10 .*\bpolicy: .* = 57\.3 GiB; .*cluster\.policy\.offload_optimizer",
         ),
         ([], r"run\.directory='runs': .*run\.directory=/shared/runs"),
         (["run.directory=~/runs"], r"run\.directory='~/runs': .*run\.directory=/shared/runs"),

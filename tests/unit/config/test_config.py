@@ -61,12 +61,30 @@ def test_every_shipped_config_parses_and_survives_a_dump(path: Path) -> None:
         ({"training__epochs": 1.5}, r"training\.epochs=1\.5: .*\binteger\b"),
         ({"sampling__n": 1}, r"sampling\.n=1: .*\b2\b"),
         ({"objective__bta": 0.1}, r"objective\.bta: .*'beta'"),
-        ({"objective__type": "dop"}, r"objective\.type='dop': .*'dpo'"),
+        ({"objective__type": "dop"}, r"objective\.type='dop': .*'dpop'"),
         ({"policy__max_length": 100}, r"prompts\.max_prompt_tokens=96: .*sampling\.max_new_tokens=16\b.*100"),
         ({"reward__path": None}, r"reward: .*\breward\.path\b"),
         ({"reward__terms": [{"type": "length", "free": 1, "name": "raw"}]}, r"reward\.terms: 'raw'"),
         ({"cluster__rollout__kv_cache_gib": None}, r"cluster\.rollout\.kv_cache_gib=null: "),
         ({"cluster__policy__offload_optimizer": True}, r"cluster\.policy\.offload_optimizer=true\b"),
+        ({"cluster__policy__sequence_parallel": 4}, r"cluster\.policy\.sequence_parallel=4: .*\branks=2\b"),
+        (
+            {"cluster__reward": {"replicas": 3, "sequence_parallel": 2}},
+            r"cluster\.reward\.sequence_parallel=2: .*\breplicas=3\b",
+        ),
+        ({"cluster__rollout__quantization": "fp8"}, r"cluster\.rollout\.quantization=fp8: .*\bcuda\b"),
+        (
+            {"cluster__device": "cuda", "cluster__rollout__quantization": "fp8"},
+            r"cluster\.rollout\.quantization=fp8: .*\bfloat32\b.*cluster\.rollout\.precision=bfloat16",
+        ),
+        (
+            {"policy__lora": {"sync": "adapter", "quantize": "nf4"}},
+            r"policy\.lora\.sync=adapter: .*quantize=nf4",
+        ),
+        (
+            {"policy__lora": {"sync": "adapter", "rank": 600}},
+            r"policy\.lora\.sync=adapter: .*rank=600\b.*\b512\b",
+        ),
     ],
 )
 def test_each_mistake_is_one_line(tmp_path: Path, change: dict[str, Any], line: str) -> None:
@@ -207,7 +225,7 @@ def test_the_tests_know_every_objective() -> None:
     assert {"dpo", "robust_dpo", "ipo", "hinge", "kto", "kto_pair", "nca_pair", "nca", "infonca"} < set(
         OBJECTIVES
     )
-    assert len(OBJECTIVES) == len(set(OBJECTIVES)) == 11
+    assert len(OBJECTIVES) == len(set(OBJECTIVES)) == 19
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 4, "target_modules": ["q_proj"], "quantize": "nf4"}])
@@ -215,7 +233,9 @@ def test_the_tests_know_every_objective() -> None:
 def test_a_dump_of_every_objective_parses_to_the_same_config(
     tmp_path: Path, name: str, lora: dict[str, Any] | None
 ) -> None:
-    data = without_reference(tiny_run(tmp_path, objective={"type": name}, policy__lora=lora))
+    parts = {"parts": [{"objective": {"type": "simpo"}}, {"weight": 0.2, "objective": {"type": "raft"}}]}
+    objective = {"type": name, **(parts if name == "mixture" else {})}
+    data = without_reference(tiny_run(tmp_path, objective=objective, policy__lora=lora))
     config = parse_config(data)
     again = parse_config(yaml.safe_load(dump_config(config)))
     assert again == config and again.objective.type == name

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ultramed_rl.config.stages import ConversationSource
+from ultramed_rl.data.chats import SourceNotes
 from ultramed_rl.data.conversations import read_conversations
 from ultramed_rl.records import Conversation
 
@@ -203,7 +204,7 @@ def test_a_second_reading_can_be_quiet(tmp_path: Path, caplog: pytest.LogCapture
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"messages": turns("a", "b")}) + "\n{}\n")
     source = ConversationSource(uri=str(path), max_misfit_share=0.5)
-    assert len(list(read_conversations(source, Counter(), quiet=True))) == 1 and not caplog.text
+    assert len(list(read_conversations(source, Counter(), SourceNotes()))) == 1 and not caplog.text
     assert len(list(read_conversations(source, Counter()))) == 1 and "1 of 2 " in caplog.text
 
 

@@ -32,6 +32,13 @@ def rule(per_round: int, reuse: bool, *shares: float) -> Prompts:
     return Prompts.model_validate({"sources": sources, "per_round": per_round, "reuse": reuse})
 
 
+def round_of(asked: Sequence[Prompt], unpaired: Collection[str] = ()) -> Asked:
+    """A round that asked these prompts, of which some gave no pair."""
+    names = [p.prompt_id for p in asked]
+    numbers = np.array([key_number(name) for name in names], dtype=np.uint64)
+    return Asked(Counter(p.source for p in asked), numbers, np.array([name in unpaired for name in names]))
+
+
 def draw(prompts: Sequence[Prompt], config: Prompts, index: int, seed: int) -> list[Prompt]:
     """Round `index`, where each before has asked its prompts once."""
     asked = list[Asked]()
@@ -39,7 +46,7 @@ def draw(prompts: Sequence[Prompt], config: Prompts, index: int, seed: int) -> l
         found: PoolSlice = prompts_for_round(prompts, config, asked, seed)
         if len(asked) == index:
             return list(found)
-        asked.append(Asked(Counter(p.source for p in found[: config.per_round])))
+        asked.append(round_of(found[: config.per_round]))
 
 
 def make_pool(size: int) -> tuple[Prompt, ...]:
@@ -106,7 +113,7 @@ def test_rounds_that_ask_further_prompts_leave_the_others_for_later(
         ids = [p.prompt_id for p in given]
         assert per_round <= len(ids) == len(set(ids)) <= max(per_round, per_round * refill)
         count = data.draw(st.integers(per_round, len(ids)))
-        asked.append(Asked(Counter({0: count})))
+        asked.append(round_of(given[:count]))
         drawn += ids[:count]
     for start in range(0, len(drawn), size):
         one_pass = drawn[start : start + size]
@@ -116,16 +123,11 @@ def test_rounds_that_ask_further_prompts_leave_the_others_for_later(
 
 def test_further_prompts_come_in_the_shares_of_their_sources() -> None:
     config = rule(8, False, 0.75, 0.25).model_copy(update={"refill": 1.5})
-    given = prompts_for_round(mixed_pool(40, 12), config, [Asked(Counter({0: 9, 1: 2}))], 0, later=1)
+    pool = mixed_pool(40, 12)
+    before = round_of([*pool[:9], *pool[40:42]])
+    given = prompts_for_round(pool, config, [before], 0, later=1)
     # 6 and 2, then 3 and 1; of the second source 10 are left, and 2 of them are the next round's.
     assert [p.source for p in given] == [0] * 6 + [1] * 2 + [0] * 3 + [1]
-
-
-def round_of(asked: Sequence[Prompt], unpaired: Collection[str]) -> Asked:
-    """A round that asked these prompts, of which some gave no pair."""
-    names = [p.prompt_id for p in asked]
-    numbers = np.array([key_number(name) for name in names], dtype=np.uint64)
-    return Asked(Counter(p.source for p in asked), numbers, np.array([name in unpaired for name in names]))
 
 
 def curriculum(per_round: int, every: int, *shares: float, refill: float | None = None) -> Prompts:

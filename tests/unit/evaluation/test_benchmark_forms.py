@@ -79,6 +79,8 @@ def test_only_choices_have_a_likelihood_form_and_decisions_keep_their_order() ->
         "bioasq_factoid",
         "bioasq_list",
         "kqa",
+        "alpaca_eval",
+        "mt_bench",
     }
     assert {name for name, task in TASKS.items() if task.shuffles} == {
         "medqa",

@@ -14,7 +14,8 @@ import pytest
 from tests.tiny import make_tokenizer, tiny_config
 from tests.unit.rewards.test_http import asked, chat, serving
 from ultramed_rl.config.benchmarks import Benchmarks, ContaminationCheck
-from ultramed_rl.config.rewards import AnswerTerm, StatementJudge
+from ultramed_rl.config.judge_models import StatementJudge
+from ultramed_rl.config.rewards import AnswerTerm
 from ultramed_rl.evaluation.contamination import check_readable
 from ultramed_rl.evaluation.runner import AnswerPlace, AskedPolicy, BenchmarkRunner
 from ultramed_rl.evaluation.suite import check_task, load_suite
@@ -211,7 +212,7 @@ def test_a_judge_is_asked_once_and_its_verdicts_can_be_read(
     named = {"model": "j", "base_url": "http://127.0.0.1:9/v1"}
     runner = runner_of(tasks, PROTOCOLS[1:2], judge=named)
     policy = runner.prepare("p", "p", tokenizer)
-    answered = runner.statements(ask(runner, policy, tmp_path / "run", Engines()))
+    answered = runner.judged(ask(runner, policy, tmp_path / "run", Engines()), "statements")
     cut = Completion(answered[1][1].prompt_id, 0, "Yes\u2028indeed", (1,), "length", 0.0, 0)
     answered[1] = (answered[1][0], cut)
     seen: list[str] = []

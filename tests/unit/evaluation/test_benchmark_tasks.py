@@ -159,6 +159,21 @@ def read(name: str, row: Mapping[str, Any]) -> Item | None:
             {"Question": "May I?", "Must_have": ["Yes. "], "Nice_to_have": [], "Free_form_answer": "Yes."},
             Item("", "May I?", required=("Yes.",)),
         ),
+        (
+            "alpaca_eval",
+            {"dataset": "koala", "instruction": "Say hi.", "output": "Hi!", "generator": "gpt4_1106_preview"},
+            Item("", "Say hi.", subject="koala", beside=("Hi!",)),
+        ),
+        (
+            "mt_bench",
+            {"category": "math", "prompt": ["1 + 1?", "Twice?"], "reference": ["2", "4"], "prompt_id": 7},
+            Item("7", "1 + 1?", subject="math", follow_up="Twice?", beside=("2", "4")),
+        ),
+        (
+            "mt_bench",
+            {"question_id": 81, "category": "writing", "turns": ["Write.", "Again."]},
+            Item("81", "Write.", subject="writing", follow_up="Again."),
+        ),
     ],
 )
 def test_every_form_of_row_gives_its_item(name: str, row: Mapping[str, Any], item: Item | None) -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ultramed_rl.data.chats import Misfit
 from ultramed_rl.data.likeness import read_stem
 from ultramed_rl.data.sources import read_rows
-from ultramed_rl.data.vignettes import Vignette, read_vignette, render_vignette
+from ultramed_rl.data.vignettes import read_vignette
 from ultramed_rl.evaluation.contamination import (
     Contamination,
     TrainedPrompt,
@@ -37,8 +39,11 @@ def medqa() -> dict[str, str]:
 @pytest.fixture(scope="module")
 def vignettes() -> list[str]:
     """DrugSwap, which is of MedQA's training part."""
-    parsed = map(read_vignette, read_rows(f"{DATA}/DrugSwap/qa_generic_to_brand_v2.jsonl"))
-    return [render_vignette(vignette) for vignette in parsed if isinstance(vignette, Vignette)]
+    texts = []
+    for row in read_rows(f"{DATA}/DrugSwap/qa_generic_to_brand_v2.jsonl"):
+        with suppress(Misfit):
+            texts.append(read_vignette(row).text)
+    return texts
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ultramed_rl.evaluation.metrics import (
     AnswerMetrics,
     RoundMetrics,
-    compare,
+    change_metrics,
     kl_to_reference,
     prompt_means,
     token_rates,
@@ -71,9 +71,21 @@ def test_kl_is_the_same_however_the_records_lie_in_their_files(
 
 
 def test_evaluations_are_compared_prompt_by_prompt() -> None:
-    change, wins = compare({"p": 1.0, "q": 4.0, "r": math.nan}, {"q": 3.0, "p": 3.0, "r": 9.0}, 200, seed=0)
-    assert change.mean == pytest.approx((2.0 - 1.0) / 2) and wins == 0.5
-    assert (change.low, change.high) == (-1.0, 2.0)
+    before, after = {"p": 1.0, "q": 4.0, "r": math.nan}, {"q": 3.0, "p": 3.0, "r": 9.0}
+    found = change_metrics(before, after, 200, seed=0)
+    assert found.pop("change") == pytest.approx((2.0 - 1.0) / 2)
+    assert found == {"change_low": -1.0, "change_high": 2.0, "win_rate": 0.5, "prompts": 2.0}
+    assert change_metrics({"r": math.nan}, {"r": 9.0}, 200, seed=0) == {}
+
+
+def test_wins_that_length_buys_are_none_at_equal_length() -> None:
+    """Of 40 prompts the 30 with a longer answer are won and the others lost."""
+    names = [str(i) for i in range(40)]
+    gaps = {name: 10.0 if i < 30 else -10.0 for i, name in enumerate(names)}
+    after = {name: gap / 10 for name, gap in gaps.items()}
+    found = change_metrics(dict.fromkeys(names, 0.0), after, 200, 0, gaps)
+    assert found["win_rate"] == 0.75
+    assert found["win_rate_lc"] == pytest.approx(0.5, abs=0.05)
 
 
 def test_prompt_means_average_finite_samples() -> None:

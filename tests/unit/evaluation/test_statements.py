@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.unit.rewards.test_http import asked, chat, serving
-from ultramed_rl.config.rewards import ApiModel, StatementJudge
+from ultramed_rl.config.judge_models import ApiModel, StatementJudge
 from ultramed_rl.evaluation.items import Item
 from ultramed_rl.evaluation.judging import (
     StatementScores,
@@ -26,7 +26,7 @@ from ultramed_rl.evaluation.judging import (
     statement_template,
     summarize_statements,
 )
-from ultramed_rl.rewards.judge import ApiClient, Reply
+from ultramed_rl.rewards.judge_client import JudgeClient, Reply
 from ultramed_rl.rewards.statements import StatementGrader, count_statements
 
 E, N, C = "entailed", "neutral", "contradicted"
@@ -378,8 +378,8 @@ def test_nothing_to_grade_asks_nothing() -> None:
 # -- the client alone --------------------------------------------------------------------------------------
 
 
-def client(url: str, **fields: Any) -> ApiClient:
-    return ApiClient(ApiModel.model_validate(section(url, **fields)))
+def client(url: str, **fields: Any) -> JudgeClient:
+    return JudgeClient(ApiModel.model_validate(section(url, **fields)))
 
 
 def test_texts_come_back_in_order_and_no_more_at_a_time_than_asked_for() -> None:
@@ -395,14 +395,14 @@ def test_texts_come_back_in_order_and_no_more_at_a_time_than_asked_for() -> None
 
     with serving(answer) as url:
         prompts = [f"text {index}" for index in range(12)] + ["mute"]
-        found = client(url, concurrency=3).ask_for(prompts, str)
+        found = client(url, concurrency=3).ask_for(prompts, lambda reply: reply.text)
     assert [reply.text for reply in found] == [text.upper() for text in prompts[:-1]] + [""]
     assert max(most) <= 3
 
 
 def test_what_cannot_be_read_is_none_with_the_last_text() -> None:
     said = iter(["x", "y", "7"])
-    read = lambda text: int(text) if text.isdigit() else None
+    read = lambda reply: int(reply.text) if reply.text.isdigit() else None
     with serving(lambda _: (200, chat(next(said)))) as url:
         assert client(url, retries=1).ask_for(["p"], read) == [Reply(None, "y")]
         assert client(url, retries=1).ask_for(["p"], read) == [Reply(7, "7")]
@@ -411,7 +411,7 @@ def test_what_cannot_be_read_is_none_with_the_last_text() -> None:
 def test_the_client_speaks_of_its_judge(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     with pytest.raises(RuntimeError, match="judge http://127.0.0.1:9/v1: APIConnectionError"):
-        client("http://127.0.0.1:9").ask_for(["p"], str)
+        client("http://127.0.0.1:9").ask_for(["p"], lambda reply: reply.text)
     with pytest.raises(ValueError, match="judge.api_key_env='NO_SUCH_KEY'"):
         client("http://127.0.0.1:9", api_key_env="NO_SUCH_KEY")
 

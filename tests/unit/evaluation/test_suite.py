@@ -116,6 +116,7 @@ def test_more_than_a_twentieth_of_broken_rows_refuses_the_file_in_one_line(tmp_p
         ("medmcqa", {"question": "Q?"}, "opa"),
         ("mmlu_pro_health", {"question": "Q?"}, "category"),
         ("kqa", {"Question": "Q?"}, "Must_have"),
+        ("alpaca_eval", {"instruction": "Q?", "question": "Q?"}, "output"),
     ],
 )
 def test_a_file_of_another_kind_is_told_by_its_columns(
@@ -172,8 +173,10 @@ def test_several_sources_are_read_in_turn(tmp_path: Path) -> None:
 def test_mmlus_default_asks_the_hub_for_each_of_the_six_subjects(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
-    def fake(name: str, config: str, split: str, streaming: bool) -> list[dict[str, Any]]:
-        assert (name, split, streaming) == ("cais/mmlu", "test", False)
+    def fake(
+        name: str, config: str, split: str, streaming: bool, revision: str | None
+    ) -> list[dict[str, Any]]:
+        assert (name, split, streaming, revision) == ("cais/mmlu", "test", False, None)
         return [{"question": f"{config}?", "subject": config, "choices": list(ORGANS), "answer": 0}]
 
     monkeypatch.setattr(datasets, "load_dataset", fake)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.tiny import tiny_config
-from ultramed_rl.learning.costs import ModelShape, forward_flops, published_peak, training_flops
+from ultramed_rl.learning.costs import ModelShape, forward_flops, published_peak, training_flops, zero3_limits
 from ultramed_rl.learning.packing import AnswerGroup, pack_groups
 from ultramed_rl.models.load import model_shape
 
@@ -71,6 +71,12 @@ def test_partitioned_weights_count_whole() -> None:
         parameter.ds_numel = parameter.numel()
         parameter.data = torch.empty(0)
     assert model_shape(lm) == whole
+
+
+def test_an_8b_models_layers_are_fetched_whole_and_kept_until_they_are_used_again() -> None:
+    """Llama-3-8B's: 218,112,000 parameters a layer, 525,336,576 in its head."""
+    limits = zero3_limits(218_112_000, 525_336_576, 4096)
+    assert list(limits.values()) == [218_112_000, 436_224_000, 961_560_576, 40_960]
 
 
 @pytest.mark.parametrize(

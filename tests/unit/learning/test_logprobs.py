@@ -62,6 +62,18 @@ def test_any_number_of_chunks_equals_log_softmax_with_gradients(chunks: int, see
         torch.testing.assert_close(a.double(), b, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("chunks", [1, 4])
+def test_collisions_are_those_of_the_softmax_and_carry_no_gradient(chunks: int) -> None:
+    hidden, targets, head = make_problem()
+    found = token_logprobs(hidden, targets, head, VOCAB, chunks, collisions=True)
+    plain = token_logprobs(hidden, targets, head, VOCAB, chunks)
+    assert torch.equal(found[0], plain) and found.shape == (2, TOKENS)
+    expected = torch.softmax(head(hidden), -1).square().sum(-1).log()
+    torch.testing.assert_close(found[1], expected)
+    grads = [torch.autograd.grad(one.sum(), hidden, retain_graph=True)[0] for one in (found, plain)]
+    torch.testing.assert_close(*grads)
+
+
 def test_the_default_chunk_gives_the_same() -> None:
     hidden, targets, head = make_problem()
     torch.testing.assert_close(

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.tiny import FAMILIES
 from ultramed_rl.learning.packing import AnswerGroup, pack_groups, sum_by_answer
 from ultramed_rl.models.attention import SEGMENTS, SHORT, SegmentLayout, segment_attention, why_not_packed
 from ultramed_rl.models.load import PolicyModel, load_policy, load_reward
@@ -70,19 +71,31 @@ PACKED: dict[str, tuple[str, dict[str, Any]]] = {
         "qwen3_moe",
         {"head_dim": 16, "moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2},
     ),
+    "mixtral-window": ("mixtral", {"sliding_window": 5, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "deepseek": ("deepseek_v3", FAMILIES["deepseek_v3"] | {"hidden_size": 32, "v_head_dim": 12}),
+    "gemma2-window": (
+        "gemma2",
+        {
+            "head_dim": 16,
+            "sliding_window": 3,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 3.0,
+        },
+    ),
+    "gpt-oss-window": (
+        "gpt_oss",
+        {
+            "head_dim": 16,
+            "sliding_window": 3,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+        },
+    ),
 }
 # name: (transformers' model type, changes, what the reason names)
 PADDED: dict[str, tuple[str, dict[str, Any], str]] = {
-    "gemma2": (
-        "gemma2",
-        {"head_dim": 16, "attn_logit_softcapping": 2.0, "final_logit_softcapping": None},
-        "attn_logit_softcapping",
-    ),
-    "gemma2-capped-logits": (
-        "gemma2",
-        {"head_dim": 16, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 3.0},
-        "attn_logit_softcapping",
-    ),
     "falcon-alibi": ("falcon", {"alibi": True}, "falcon"),
     "bloom": ("bloom", {"n_layer": 2, "n_head": 4}, "bloom"),
     "lfm2": (
@@ -295,18 +308,18 @@ def test_a_model_that_packs_warns_of_nothing(
     assert not [r for r in caplog.records if r.name.startswith("ultramed_rl")]
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma2"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma2", "nemotron"])
 def test_packed_rewards_equal_the_classifiers_own(tmp_path: Path, kind: str) -> None:
     from transformers import AutoModelForSequenceClassification
 
-    changes = PADDED[kind][1] if kind == "gemma2" else {}
     torch.manual_seed(0)
+    changes = PADDED[kind][1] if kind in PADDED else {}
     config = make_config(kind, changes, num_labels=1)
     classifier = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval()
     randomise(classifier)
     classifier.save_pretrained(tmp_path)
     reward = load_reward(str(tmp_path), "float32").eval()
-    assert (reward.lm.config._attn_implementation == SEGMENTS) == (kind != "gemma2")
+    assert (reward.lm.config._attn_implementation == SEGMENTS) == (kind != "nemotron")
 
     with torch.no_grad():
         sequences = [[*g.prompt, *a] for g in GROUPS for a in g.answers]
@@ -330,7 +343,7 @@ def test_the_reason_against_packing_names_the_model_and_the_cause(name: str) -> 
 
 
 # An attention that needs more than keys, or state: model types that must never slip in.
-REFUSED = ["granitemoehybrid", "qwen3_next", "minimax", "gpt_oss", "mimo_v2_flash", "llama4_text", "mamba"]
+REFUSED = ["granitemoehybrid", "qwen3_next", "minimax", "mimo_v2_flash", "llama4_text", "mamba"]
 
 
 @pytest.mark.parametrize("kind", REFUSED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.tiny import make_policy, make_tokenizer
+from tests.tiny import make_model, make_policy, make_tokenizer
 from ultramed_rl.config.models import LoRA
 from ultramed_rl.learning.packing import AnswerGroup, pack_groups
 from ultramed_rl.models.attention import SEGMENTS
@@ -159,21 +160,41 @@ def test_merged_weights_by_hand(base: str) -> None:
     assert_equal(found[f"{bias}.bias"], parts[f"{bias}.base_layer.bias"].detach())
 
 
-def test_every_parameter_is_made_whole_once_while_it_is_read(base: str) -> None:
-    policy = load(base, RANK4)
-    gathered: list[int] = []
-    open_now: list[int] = []
+@pytest.mark.parametrize("kind", ["base", "qwen3_moe", "gpt2"])
+def test_a_layer_is_made_whole_at_once_while_it_is_read(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Its adapters and experts too; what has no layer before and after them. Over `_AT_ONCE` bytes one by one."""
+    path = base if kind == "base" else str(make_model(tmp_path, kind))
+    adapters = LoRA(rank=4, target_modules=["c_attn"]) if kind == "gpt2" else RANK4
+    policy = load(path, adapters)
+    names = {id(p): name for name, p in policy.lm.named_parameters()}
+    gathered: list[set[int]] = []
+    open_now: set[int] = set()
 
     @contextmanager
     def whole(parameters: list[nn.Parameter]) -> Iterator[None]:
-        gathered.extend(id(p) for p in parameters)
-        open_now.append(len(parameters))
+        gathered.append({id(p) for p in parameters})
+        open_now.update(gathered[-1])
         yield
-        open_now.pop()
+        open_now.clear()
 
+    def layer(parameter: int) -> str:
+        found = re.search(r"\.\d+\.", names[parameter])
+        return found[0] if found else ""
+
+    base_of = {name.replace(".base_layer", ""): p for p, name in names.items()}
     for name, _ in merged_weights(policy.lm, whole):
-        assert open_now == [3 if name.endswith("_proj.weight") else 1], name
-    assert sorted(gathered) == sorted(id(p) for p in policy.parameters())
+        assert base_of[name] in open_now
+    assert sum(map(len, gathered)) == len(names) and set().union(*gathered) == names.keys()
+    assert all(len({layer(p) for p in each}) == 1 for each in gathered)
+    assert len(gathered) == policy.lm.config.num_hidden_layers + 2
+    expected = {n: w.clone() for n, w in merged_weights(policy.lm, lambda _: nullcontext())}
+    monkeypatch.setattr("ultramed_rl.models.lora._AT_ONCE", 1)
+    gathered.clear()
+    for name, weight in merged_weights(policy.lm, whole):
+        assert torch.equal(weight, expected[name])
+    assert len(gathered) == len(expected)
 
 
 def test_a_saved_adapter_gives_the_same_logprobs_again_and_again(base: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -115,6 +116,27 @@ def test_a_refused_prompt_is_set_aside_with_its_error_and_its_text(
     scored = {s.completion.prompt_id for s in outcome.of(0, "scored")}
     assert scored == {p.prompt_id for p in outcome.of(0, "prompts")} - {victim.prompt_id}
     assert outcome.of(0, "metrics")["set_aside"] == 1 and "set_aside" not in outcome.folders["001"]
+
+
+@pytest.mark.parametrize("gap", [0.6, math.nan])
+def test_engines_that_sample_from_other_weights_end_the_run(
+    known: Cases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gap: float
+) -> None:
+    expected, _ = known.unbroken("dpo")
+    simulation, step = known.at("dpo", tmp_path), SimulatedTrainer._step
+
+    def apart(rank: SimulatedTrainer, *arguments: Any, **named: Any) -> dict[str, float]:
+        metrics = step(rank, *arguments, **named)
+        return metrics | ({"rollout_gap": gap} if "rollout_gap" in metrics else {})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SimulatedTrainer, "_step", apart)
+        with pytest.raises(
+            ValueError, match=r"rollout_gap=(0\.6|nan): .*cluster\.faults\.max_rollout_gap=0\.5"
+        ):
+            simulation.run()
+    simulation.run(resume=True)
+    check_same(simulation.outcome(), expected, "a gap")
 
 
 @pytest.mark.parametrize("name", ["dpo", "streamed"])

@@ -175,12 +175,13 @@ def test_order_of_completions_and_prompts_is_free(
         "length": term(type="length", low=5, high=9, falloff=7),
         "format": term(type="format", must_match="A"),
     }
-    before = score_terms(terms, prompts, completions)
+    before = {name: said.values for name, said in score_terms(terms, prompts, completions).items()}
     assert before["answer"] == [float("ABCDA"[i] == letter) for i, _, letter in rows]
     order = list(range(len(rows)))
     shuffler.shuffle(order)
     shuffler.shuffle(prompts)
-    after = score_terms(terms, prompts, [completions[i] for i in order])
+    again = score_terms(terms, prompts, [completions[i] for i in order])
+    after = {name: said.values for name, said in again.items()}
     assert after == {name: [values[i] for i in order] for name, values in before.items()}
 
 
@@ -248,6 +249,7 @@ def test_terms_come_back_from_their_dump() -> None:
         {"type": "format", "ended": True, "name": "cut"},
         {"type": "http", "url": "http://h/get_reward"},
         {"type": "judge", "model": "m", "base_url": "http://h/v1"},
+        {"type": "pairwise", "engine": {"path": "judge"}},
     ]
     assert {s["type"] for s in sections} == set(TERMS) - {"rule", "likeness"}, "which judge alone"
     for section in sections:

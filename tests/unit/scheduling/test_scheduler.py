@@ -87,6 +87,8 @@ def bench(
     fate: Callable[[str, int, WorkBatch], str] = lambda role, rank, turn: "",
     start_s: Callable[[str, int], float] = lambda role, rank: 1.0,
     refused: frozenset[str] = frozenset(),
+    lockstep: bool = False,
+    sharing: int = 1,
 ) -> Bench:
     def befall(call: Call) -> str:
         return fate(call.role, call.rank, call.arguments[0]) if call.method == "work" else ""
@@ -97,8 +99,27 @@ def bench(
     group = WorkerGroup("echo", spawn, workers, takes_turns=False)
     load = lambda actor: actor.load.remote(start_s("echo", actor._actor.rank))
     scheduler = RayScheduler()
-    worker_set = WorkerSet(group, lambda actors: [load(actor) for actor in actors])
+    worker_set = WorkerSet(group, lambda actors: [load(actor) for actor in actors], lockstep, sharing)
     return Bench(ray, scheduler, scheduler.add("echo", worker_set, rules))
+
+
+@pytest.mark.parametrize("sharing", [1, 2, 4])
+def test_workers_that_share_passes_get_the_same_and_count_once(sharing: int) -> None:
+    asked = bench(4, pool_rules(), lockstep=True, sharing=sharing)
+    turns: dict[int, list[str]] = {rank: [] for rank in range(4)}
+    echo = Echo.work
+
+    def work(self: Echo, turn: WorkBatch) -> Takes:
+        turns[self.rank] += [key for key, _ in turn.requests]
+        return echo(self, turn)
+
+    with mock.patch.object(Echo, "work", work):
+        asked.offer(*keys(9))
+        found = asked.finish()
+    assert set(found) == set(keys(9)) and not any(outcome.error for outcome in found.values())
+    groups = [turns[rank] for rank in range(0, 4, sharing)]
+    assert all(turns[rank] == turns[rank - rank % sharing] for rank in range(4))
+    assert sorted(key for group in groups for key in group) == keys(9)
 
 
 def keys(count: int) -> list[str]:

@@ -104,14 +104,15 @@ def test_an_evaluation_keeps_what_a_judge_or_lm_eval_failed_with(
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError(f"{what}: down")
 
-    monkeypatch.setattr(evaluate, "judge_statements" if what == "judge" else "run_general", fail)
+    monkeypatch.setattr(evaluate, "run_general", fail)
     run: Any = PolicyBenchmarks.__new__(PolicyBenchmarks)
     run.suite, run.further, run.error = [], {"p": {}}, None
-    run.reports, run.judge = {"p": PolicyReport("p", {}, ())}, object() if what == "judge" else None
+    run.reports = {"p": PolicyReport("p", {}, ())}
+    run.judges = SimpleNamespace(read=fail if what == "judge" else lambda *_: {})
     run.asked = {"p": SimpleNamespace(path="p")}
     section = None if what == "judge" else object()
     run.benchmarks = SimpleNamespace(contamination=None, general=section)
-    run.runner = SimpleNamespace(statements=lambda _: ["answered"])
+    run.runner = None
     policy = SimpleNamespace(precision="float32")
     run.config = SimpleNamespace(run=SimpleNamespace(seed=1), bootstrap=10, cluster=None, policy=policy)
     run.progress = SimpleNamespace(say=lambda _: None)

@@ -297,6 +297,17 @@ def test_tracking_keeps_the_key_in_the_environment(
         ("preference", {"objective": {"type": "kto"}}, "objective.type='kto': "),
         ("preference", {"objective": {"type": "robust_dpo"}}, "objective.type='robust_dpo': "),
         ("preference", {"objective": {"type": "ipo"}}, "objective.length_normalized=true: .* ipo "),
+        ("preference", {"objective": {"type": "dpo", "ld_alpha": 0.5}}, "objective.ld_alpha=0.5: "),
+        (
+            "preference",
+            {"objective": {"type": "dpo", "policy_weighted": True}},
+            "objective.policy_weighted=true: ",
+        ),
+        (
+            "sft",
+            {"model__path": "org/name@v1", "model__trust_remote_code": True},
+            "model.path='org/name@v1': ",
+        ),
         (
             "preference",
             {"objective": {"type": "dpo", "length_normalized": True}},

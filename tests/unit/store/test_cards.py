@@ -105,6 +105,8 @@ def test_every_kind_of_model_has_a_card_that_the_hub_reads(
 
 def test_a_card_names_the_base_model_only_where_the_hub_has_it(tmp_path: Path) -> None:
     assert front(model_card(stage(SftConfig), {}))["base_model"] == "owner/base"
+    pinned = model_card(stage(SftConfig, model={"path": "owner/base@v1", "max_length": 128}), {})
+    assert front(pinned)["base_model"] == "owner/base" and "owner/base@v1" in pinned
     offline = stage(SftConfig, model={"path": "offline://smollm2-135m-instruct", "max_length": 128})
     assert front(model_card(offline, {}))["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
     local = stage(SftConfig, model={"path": "/home/someone/models/secret/base", "max_length": 128})

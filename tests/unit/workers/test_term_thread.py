@@ -41,7 +41,7 @@ def test_each_prompt_has_its_own_numbers() -> None:
         offer(terms, number)
     found: dict[str, dict[str, list[float]]] = {}
     while terms.busy:
-        found |= dict(terms.results())
+        found |= {name: columns for name, columns, *_ in terms.results()}
     assert found == {make_prompt(i).prompt_id: {"service": [0.0, 1.0]} for i in range(5)}
     terms.stop()
 

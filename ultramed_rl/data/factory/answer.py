@@ -1,6 +1,6 @@
 """Answers with their reasoning: checked against the key, asked for again with solved exemplars, else dropped.
 
-solved rows --> stems --> unit vectors, apart for multiple choice and open questions
+solved rows --> stems --> unit vectors
 row --> its stem's vector --> the nearest of its kind --> (question, answer), shown from the second attempt on
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -27,7 +26,6 @@ from ultramed_rl.data.factory.step import (
     Ask,
     Drop,
     End,
-    Fail,
     Form,
     Keep,
     Row,
@@ -36,7 +34,7 @@ from ultramed_rl.data.factory.step import (
     name_of,
     user,
 )
-from ultramed_rl.data.likeness import Embed, Stem, check_unit_vectors, normalise_text, read_stem
+from ultramed_rl.data.likeness import Embed, check_unit_vectors, normalise_text, read_stem
 from ultramed_rl.data.vignettes import read_letter as closing_letter
 from ultramed_rl.records import Message
 
@@ -44,15 +42,14 @@ ReadLetter = Callable[[str, Mapping[str, str]], str | None]
 FindExemplars = Callable[[Row], Sequence[tuple[str, str]]]
 Kind = Literal["choice", "open"]
 _FORMS = {kind: Form.read(f"answer_{kind}", "question") for kind in ("choice", "open")}
-# Prose that isn't cut off ends in one of these, perhaps in bold or in brackets. A last item of a list, a
-# row of a table or a heading needs none.
-_ENDED = re.compile(r"[.!?…。)\]}>|`$*_\"'”’»]\s*$")
-_ITEM = re.compile(r"\s*(?:[-*•+|#]|\d+[.)]|[A-Z][.)])\s*\S")
+# Prose that isn't cut off ends in one of these, perhaps in bold or in quotes. A last item of a list, a row of a table, a
+# heading or a formula needs none.
+_ENDED = re.compile(r"[.!?…。！？)\]}>|`$»][*_\"'”’\s]*$")
+_ITEM = re.compile(r"\s*(?:[-*•+|#]|\(?(?:\d+|[A-Za-z])[.)])\s*\S")
 _CLOSING = re.compile(
     r"\W*(?:(?:so|thus|hence|therefore),? )?the (?:final |correct |best )?(?:answer|option) is\W*([A-Z])\W*",
     re.IGNORECASE,
 )
-_BLOCK = 1024  # rows that are embedded together
 _DIGITS = 6  # of a similarity, beyond which two are equal
 
 
@@ -76,10 +73,7 @@ class AnswerStep:
         self.refusals = [re.compile(pattern, re.IGNORECASE) for pattern in config.refusals]
 
     async def __call__(self, row: Row, ask: Ask) -> End:
-        try:
-            question = read_instruction(row)
-        except Misfit as misfit:
-            return Fail("malformed_record", str(misfit))
+        question = read_instruction(row)
         asked = user(_FORMS["choice" if question.key else "open"].render(question=question_text(row)))
         miss = ""
         for attempt in range(self.config.attempts):
@@ -141,6 +135,8 @@ def _kind(question: str) -> Kind:
 @dataclass(frozen=True)
 class _Solved:
     name: str  # the record's
+    kind: Kind
+    key: str  # the words of its stem
     question: str
     answer: str
 
@@ -166,22 +162,13 @@ class ExemplarIndex:
         """
         assert most >= 0, most
         self._embed, self._most = embed, most
-        self._solved: dict[Kind, list[_Solved]] = {"choice": [], "open": []}
-        vectors: dict[Kind, list[np.ndarray]] = {"choice": [], "open": []}
-        source = filter(None, map(_read_solved, rows))
-        while block := list(islice(source, _BLOCK)):
-            stems = [read_stem(one.question) for one in block]
-            for kind, known in self._solved.items():
-                pairs = zip(block, stems, strict=True)
-                own = [(one, stem) for one, stem in pairs if stem.words and _kind(one.question) == kind]
-                if own:
-                    vectors[kind].append(self._vectors([stem for _, stem in own]))
-                    known += [one for one, _ in own]
-        self._known = {kind: np.concatenate(blocks) for kind, blocks in vectors.items() if blocks}
+        self._solved = [one for one in map(_read_solved, rows) if one is not None and one.key]
+        if self._solved:
+            self._known = self._vectors([one.question for one in self._solved])
 
     def __len__(self) -> int:
         """How many solved questions there are."""
-        return sum(map(len, self._solved.values()))
+        return len(self._solved)
 
     def __call__(self, row: Row) -> tuple[tuple[str, str], ...]:
         """(question, answer) of the nearest records of the row's kind, most similar first, then as in `rows`.
@@ -192,24 +179,21 @@ class ExemplarIndex:
             Misfit: the row isn't a question.
         """
         question = read_instruction(row)
-        kind: Kind = "choice" if question.key else "open"
-        stem = read_stem(question.text)
-        if not (self._most and self._solved[kind] and stem.words):
+        kind, key = "choice" if question.key else "open", read_stem(question.text).key
+        if not (self._most and self._solved and key):
             return ()
-        similarities = self._known[kind] @ self._vectors([stem])[0]
+        similarities = self._known @ self._vectors([question.text])[0]
         nearest = np.argsort(-np.round(similarities.astype(np.float64), _DIGITS), kind="stable")
-        own, shown, pairs = name_of(row), {stem.key}, list[tuple[str, str]]()
-        for one in (self._solved[kind][place] for place in nearest):
-            key = read_stem(one.question).key
-            if key not in shown and one.name != own:
-                shown.add(key)
-                pairs.append((one.question, one.answer))
+        own, pairs = name_of(row), dict[str, tuple[str, str]]()
+        for one in (self._solved[place] for place in nearest):
+            if one.kind == kind and one.key != key and one.name != own:
+                pairs.setdefault(one.key, (one.question, one.answer))
             if len(pairs) == self._most:
                 break
-        return tuple(pairs)
+        return tuple(pairs.values())
 
-    def _vectors(self, stems: Sequence[Stem]) -> np.ndarray:
-        return check_unit_vectors(self._embed([stem.text for stem in stems]), len(stems))
+    def _vectors(self, questions: Sequence[str]) -> np.ndarray:
+        return check_unit_vectors(self._embed([read_stem(text).text for text in questions]), len(questions))
 
 
 def _read_solved(row: Row) -> _Solved | None:
@@ -221,9 +205,8 @@ def _read_solved(row: Row) -> _Solved | None:
         return None
     if len(turns) < 2:
         return None
-    answer = turns[1]["content"]
-    if question.key is None:
-        solved = _kind(question.text) == "open"  # of options without a key nobody knows
-    else:
-        solved = closing_letter(answer) == question.key
-    return _Solved(name_of(row), question.text, answer) if solved else None
+    text, answer = question.text, turns[1]["content"]
+    # Of options without a key nobody knows which is right.
+    if _kind(text) == "choice" and (question.key is None or closing_letter(answer) != question.key):
+        return None
+    return _Solved(name_of(row), _kind(text), read_stem(text).key, text, answer)

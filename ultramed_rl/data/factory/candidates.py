@@ -7,13 +7,13 @@ record --> CandidateStep (a run for each model) --> record + candidate  --+
 from __future__ import annotations
 
 import logging
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 from ultramed_rl.config.factory_steps import Candidates
 from ultramed_rl.data.chats import Misfit
+from ultramed_rl.data.factory.answer import is_cut
 from ultramed_rl.data.factory.instructions import question_text
 from ultramed_rl.data.factory.judgements import Candidate
 from ultramed_rl.data.factory.step import Ask, End, Fail, Keep, Row, after_thoughts, name_of, user
@@ -22,15 +22,13 @@ from ultramed_rl.records import Message
 logger = logging.getLogger(__name__)
 
 LEAST = 2  # candidates of a record, or there is nothing to compare
-_END = re.compile(r"[.!?…:;。！？)\]}|]\Z")
-_ITEM = re.compile(r"\s*(?:[-*•#|]|\(?(?:\d{1,2}|[A-Za-z])[.):](?:\s|\Z))")
 
 
 @dataclass(frozen=True)
 class CandidateStep:
     """A record to one model's answer to it: the record with `candidate`, or a failure.
 
-    Fails by: misfit (no question), too_long (the instruction has more than `most_words` words), empty (nothing
+    Fails by: too_long (the instruction has more than `most_words` words), empty (nothing
     said, or thoughts that never end), unfinished (where config fails such). An answer that the generator knows
     to be cut off doesn't get here: it is an error of its request.
     """
@@ -39,10 +37,7 @@ class CandidateStep:
     model: str
 
     async def __call__(self, row: Row, ask: Ask) -> End:
-        try:
-            question = question_text(row)
-        except Misfit as misfit:
-            return Fail("misfit", str(misfit))
+        question = question_text(row)
         words = len(question.split())
         if words > self.config.most_words:
             return Fail("too_long", f"{words} words, most_words={self.config.most_words}")
@@ -57,15 +52,9 @@ class CandidateStep:
 
 
 def is_unfinished(text: str) -> bool:
-    """Whether a text seems to stop within a sentence: by its last line, which ends in no mark that closes one.
-
-    A guess from the text alone, so that it is the same for a cached reply. A list's last item, a heading, a table
-    and a lone word need no mark.
-    """
-    last = text.strip().rpartition("\n")[2]
-    bare = last.rstrip().rstrip("*_`\"'”’$ ")
-    lone = len(text.split()) < 2
-    return not (lone or _END.search(bare) or _ITEM.match(last))
+    """Whether a text seems to stop within a sentence; a lone word needs no mark. A guess from the text alone, so that it is the
+    same for a cached reply."""
+    return len(text.split()) > 1 and is_cut(text)
 
 
 def gather_candidates(

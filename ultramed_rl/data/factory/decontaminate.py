@@ -24,7 +24,7 @@ from scipy.sparse import csr_array
 
 from ultramed_rl.config.factory import Decontaminate
 from ultramed_rl.data.factory.columns import named_instruction
-from ultramed_rl.data.factory.hashing import Hashes, hash_words, ngrams
+from ultramed_rl.data.factory.hashing import hash_set
 from ultramed_rl.data.likeness import (
     Embed,
     NearRule,
@@ -89,17 +89,14 @@ class Decontaminator:
             raise ValueError(
                 f"decontaminate: 0 of {len(read)} items of the test sets hold words; name a set that has questions"
             )
-        self._config, self._embed = config, embed
-        self._rule = NearRule(config.squared_l2, config.length, config.least_words)
+        self._config = config
         self._by_key: dict[str, list[int]] = defaultdict(list)
         for place, stem in enumerate(self._stems):
             self._by_key[stem.key].append(place)
         self._grams = _Held(self._ngrams(self._stems))
-        self._marks = _Held(self._read_marks(self._stems))
-        long = [place for place, stem in enumerate(self._stems) if len(stem.words) >= self._rule.words]
-        lengths = np.array([len(self._stems[place].key) for place in long])
-        vectors = self._vectors([self._stems[place] for place in long])
-        self._near = NearItems(np.array(long, dtype=np.int64), lengths, vectors, self._rule)
+        self._marks = _Held(_marks(self._stems))
+        rule = NearRule(config.squared_l2, config.length, config.least_words)
+        self._near = NearItems(self._stems, embed, rule)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
         """A block of rows -> a table of its contaminated ones, with the fields of `Contaminated`.
@@ -146,18 +143,10 @@ class Decontaminator:
             yield from zip(rows[enough].tolist(), gaps, items[enough].tolist(), strict=True)
 
     def _find_near(self, stems: Sequence[Stem]) -> Iterator[tuple[int, float, int]]:
-        rows = [
-            row
-            for row, stem in enumerate(stems)
-            if len(stem.words) >= self._rule.words and self._near.reaches(len(stem.key))
-        ]
-        lengths = np.array([len(stems[row].key) for row in rows])
-        vectors = self._vectors([stems[row] for row in rows])
-        for place, item, distance in self._near.pairs(vectors, lengths):
-            row = stems[rows[place]]
-            if options_meet(self._stems[item], row) and shared_content(self._stems[item], row):
-                yield rows[place], distance, item
-        for near, items, shared, sizes in self._marks.shared(self._read_marks(stems)):
+        for row, item, distance in self._near.pairs(stems):
+            if shared_content(self._stems[item], stems[row]):
+                yield row, distance, item
+        for near, items, shared, sizes in self._marks.shared(_marks(stems)):
             fewer, more = (
                 np.minimum(sizes, self._marks.sizes[items]),
                 np.maximum(sizes, self._marks.sizes[items]),
@@ -170,26 +159,18 @@ class Decontaminator:
                 if told and share >= self._config.content:
                     yield number, round(1.0 - share, 6), item
 
-    def _read_marks(self, stems: Sequence[Stem]) -> list[np.ndarray]:
-        """The hashed marks of each stem's content, each once."""
-        marks = hash_words([" ".join(content_marks(stem.content)) for stem in stems])
-        return _each_once(marks)
-
     def _ngrams(self, stems: Sequence[Stem]) -> list[np.ndarray]:
         """The hashed n-grams of each stem, each once: a row that says one twice holds it once."""
-        grams = ngrams(hash_words([stem.key for stem in stems]), self._config.ngram)
-        return _each_once(grams)
-
-    def _vectors(self, stems: Sequence[Stem]) -> np.ndarray:
-        if not stems:
-            return np.zeros((0, 1), dtype=np.float32)
-        return check_unit_vectors(self._embed([stem.text for stem in stems]), len(stems))
+        size = self._config.ngram
+        return [
+            hash_set(" ".join(stem.words[i : i + size]) for i in range(len(stem.words) - size + 1))
+            for stem in stems
+        ]
 
 
-def _each_once(hashes: Hashes) -> list[np.ndarray]:
-    """Each text's numbers without repeats; `np.unique` takes milliseconds for the shortest list."""
-    parts = np.split(hashes.values, hashes.starts[1:-1]) if len(hashes.counts) else []
-    return [np.array([*dict.fromkeys(own.tolist())], dtype=np.uint64) for own in parts]
+def _marks(stems: Sequence[Stem]) -> list[np.ndarray]:
+    """The hashed marks of each stem's content, each once."""
+    return [hash_set(content_marks(stem.content)) for stem in stems]
 
 
 class _Held:
@@ -218,45 +199,53 @@ class _Held:
 
 
 class NearItems:
-    """All items within a squared L2 distance and a relative difference of lengths.
+    """Items, and all texts within a squared L2 distance and a relative difference of lengths.
 
     Both sides are taken in the order of their lengths, so that a block of rows is held against those items alone whose
     lengths come near to its own: nothing is missed, and the most is never looked at.
     """
 
-    def __init__(self, items: np.ndarray, lengths: np.ndarray, vectors: np.ndarray, rule: NearRule) -> None:
-        """
-        Args:
-            items: [m] the items' numbers.
-            lengths: [m] characters.
-            vectors: [m, d] float32, of length 1.
-        """
-        order = np.argsort(lengths, kind="stable")
-        self._items, self._lengths, self._vectors = items[order], lengths[order], vectors[order]
-        self._rule = rule
+    def __init__(self, items: Sequence[Stem], embed: Embed, rule: NearRule) -> None:
+        """Raises ValueError where `embed` gives other than one unit vector a text."""
+        self._items, self._embed, self._rule = items, embed, rule
+        self._lengths, self._places = self._by_length(items)
+        self._vectors = self._embedded(items, self._places)
 
-    def reaches(self, length: int) -> bool:
-        """Whether any item's length comes near to this one."""
-        near = self._window(length, length)
-        return near.start < near.stop
-
-    def pairs(self, vectors: np.ndarray, lengths: np.ndarray) -> Iterator[tuple[int, int, float]]:
-        """(row, item's number, squared L2 distance) of all near ones among rows [n, d] of lengths [n]."""
-        order = np.argsort(lengths, kind="stable")
+    def pairs(self, rows: Sequence[Stem]) -> Iterator[tuple[int, int, float]]:
+        """(row, item, squared L2 distance) of all near ones whose options meet. Rows that no item's length comes near to aren't
+        embedded."""
+        lengths, order = self._by_length(rows)
+        reach = [self._window(length, length) for length in lengths]
+        reached = np.array([near.start < near.stop for near in reach], dtype=bool)
+        lengths, order = lengths[reached], order[reached]
+        vectors = self._embedded(rows, order)
         least = 1.0 - (self._rule.squared_l2 + _MARGIN) / 2  # |a - b|^2 = 2 - 2 ab
-        for rows in (order[first : first + _ROWS] for first in range(0, len(order), _ROWS)):
-            near = self._window(lengths[rows[0]], lengths[rows[-1]])
-            ours, theirs = np.nonzero(vectors[rows] @ self._vectors[near].T >= least)
-            ours, theirs = rows[ours], theirs + near.start
+        for first in range(0, len(order), _ROWS):
+            block = slice(first, first + _ROWS)
+            near = self._window(lengths[block][0], lengths[block][-1])
+            ours, theirs = np.nonzero(vectors[block] @ self._vectors[near].T >= least)
+            ours, theirs = ours + first, theirs + near.start
             longer = np.maximum(lengths[ours], self._lengths[theirs])
             alike = np.abs(lengths[ours] - self._lengths[theirs]) <= self._rule.length * longer + 1e-9
             ours, theirs = ours[alike], theirs[alike]
             # Anew in float64, so that distances are the same in every block.
             gaps = vectors[ours].astype(np.float64) - self._vectors[theirs]
             distances = np.einsum("nd,nd->n", gaps, gaps)
-            for row, place, distance in zip(ours, theirs, distances, strict=True):
-                if distance <= self._rule.squared_l2:
-                    yield int(row), int(self._items[place]), round(float(distance), 6)
+            for one, other, distance in zip(ours, theirs, distances, strict=True):
+                row, item = int(order[one]), int(self._places[other])
+                if distance <= self._rule.squared_l2 and options_meet(self._items[item], rows[row]):
+                    yield row, item, round(float(distance), 6)
+
+    def _by_length(self, stems: Sequence[Stem]) -> tuple[np.ndarray, np.ndarray]:
+        """Of the stems that are long enough the characters, in their order, and the places."""
+        long = [place for place, stem in enumerate(stems) if len(stem.words) >= self._rule.words]
+        long.sort(key=lambda place: len(stems[place].key))
+        return np.array([len(stems[place].key) for place in long]), np.array(long, dtype=np.int64)
+
+    def _embedded(self, stems: Sequence[Stem], places: np.ndarray) -> np.ndarray:
+        if not len(places):
+            return np.zeros((0, 1), dtype=np.float32)
+        return check_unit_vectors(self._embed([stems[place].text for place in places]), len(places))
 
     def _window(self, shortest: float, longest: float) -> slice:
         """The items that rows of such lengths may be compared with, of the sorted ones."""

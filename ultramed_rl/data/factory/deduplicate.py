@@ -23,8 +23,9 @@ import pyarrow.compute as pc
 from ultramed_rl.config.factory import Deduplicate
 from ultramed_rl.data.content import read_tokens
 from ultramed_rl.data.factory.columns import named_instruction
-from ultramed_rl.data.factory.hashing import Hashes, hash_words, minhash_keys, mix
+from ultramed_rl.data.factory.hashing import BANDS, hash_set, minhash_keys
 from ultramed_rl.data.likeness import Stem, content_marks, read_stem, same_question
+from ultramed_rl.store.digests import key_number
 
 Rule = Literal["exact", "near"]
 _LONGEST_ANSWER = 10  # words
@@ -51,24 +52,23 @@ class DuplicateKeys:
         """
         named = [named_instruction(row, self.config.columns) for row in rows]
         stems = [read_stem(text) for _, text in named]
-        words = hash_words([_plain(text) for _, text in named])
+        plain = [_plain(text) for _, text in named]
         if self.config.keep == "best":
-            priority = np.array([self._score(row) for row in rows], dtype=np.float64)
+            priority = [self._score(row) for row in rows]
         else:
-            priority = words.counts * float(self.config.keep == "longest")
-        marks = hash_words(
-            [" ".join(content_marks(stem.content, *stem.option_contents)) for stem in stems]
-            if self.config.near
-            else [""] * len(rows)
-        )
+            priority = [float(len(text.split())) * (self.config.keep == "longest") for text in plain]
+        near = stems if self.config.near else []
+        marks = [hash_set(content_marks(stem.content, *stem.option_contents)) for stem in near]
+        bands = minhash_keys(marks) if near else np.zeros((len(rows), BANDS), dtype=np.uint64)
         return pa.table(
             {
                 "id": pa.array([name for name, _ in named], pa.string()),
-                "exact": pa.array(_digests(words)),
-                "priority": pa.array(priority),
+                # 410K texts collide with p = 5e-9; 0 of a text without words.
+                "exact": pa.array([key_number(text) if text else 0 for text in plain], pa.uint64()),
+                "priority": pa.array(priority, pa.float64()),
                 "text": pa.array([text for _, text in named], pa.large_string()),
                 "answer": pa.array([_short_text(row.get("answer")) for row in rows], pa.string()),
-                "bands": _binary(minhash_keys(marks)),
+                "bands": pa.FixedSizeListArray.from_arrays(pa.array(bands.ravel()), BANDS),
             }
         )
 
@@ -87,27 +87,9 @@ def _plain(text: str) -> str:
     return " ".join(token for token in read_tokens(text) if token[-1] not in _PAUSES)
 
 
-def _digests(words: Hashes) -> np.ndarray:
-    """uint64 [n]: the same for the same words in the same order, 0 for none. 410K texts collide with p = 5e-9."""
-    digests = np.zeros(len(words.counts), dtype=np.uint64)
-    some = np.flatnonzero(words.counts)
-    place = np.arange(len(words.values)) - np.repeat(words.starts[:-1], words.counts)
-    weighted = mix(words.values + mix(place.astype(np.uint64)))
-    if len(some):
-        digests[some] = np.maximum(mix(np.add.reduceat(weighted, words.starts[some])), np.uint64(1))
-    return digests
-
-
 def _short_text(answer: Any) -> str:
     """A key or a short answer; other texts say the same in other words."""
     return answer if isinstance(answer, str) and len(answer.split()) <= _LONGEST_ANSWER else ""
-
-
-def _binary(rows: np.ndarray) -> pa.Array:
-    """[n, k] of any type as n byte strings."""
-    width = rows.shape[1] * rows.itemsize
-    data = pa.py_buffer(np.ascontiguousarray(rows))
-    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(rows), [None, data])
 
 
 # -- the search --------------------------------------------------------------------------------------------
@@ -176,50 +158,22 @@ def _follow_leaders(keys: pa.Table, rows: np.ndarray) -> dict[int, int]:
         fewer = min(len(words_of(a)), len(words_of(b)))
         return fewer < _LONG or len(words_of(a) & words_of(b)) >= _SHARED * fewer
 
-    groups = _Groups(keys["bands"], rows)
+    bands = keys["bands"].combine_chunks().flatten().to_numpy().reshape(-1, BANDS)
+    shared = np.zeros(bands.shape, dtype=bool)  # whether another of the rows has the same band
+    for number, band in enumerate(bands[rows].T):
+        _, places, counts = np.unique(band, return_inverse=True, return_counts=True)
+        shared[rows, number] = (counts[places] > 1) & (band > 0)
+    leaders: dict[tuple[int, int], list[int]] = defaultdict(list)  # by band, in order
+    order = {place: number for number, place in enumerate(rows.tolist())}
     led: dict[int, int] = {}
-    for number in groups.members:
-        place = int(rows[number])
-        for leader in groups.leaders_near(number):
-            first = int(rows[leader])
-            if may_be_same(first, place) and same_question(stem_of(first), stem_of(place)):
-                led[place] = first
+    for place in order:
+        own = [(number, int(bands[place, number])) for number in np.flatnonzero(shared[place]).tolist()]
+        near = {leader for band in own for leader in leaders.get(band, ())}
+        for leader in sorted(near, key=order.__getitem__):
+            if may_be_same(leader, place) and same_question(stem_of(leader), stem_of(place)):
+                led[place] = leader
                 break
         else:
-            groups.lead(number)
+            for band in own:
+                leaders[band].append(place)
     return led
-
-
-class _Groups:
-    """Rows that share a band with another, by group, and which of them lead; by their numbers in `rows`."""
-
-    def __init__(self, column: pa.ChunkedArray, rows: np.ndarray) -> None:
-        width = column.type.byte_width // 8
-        strings = column.take(pa.array(rows, pa.int64())).to_pylist()
-        bands = np.frombuffer(b"".join(strings), dtype=np.uint64).reshape(len(rows), width)
-        sharers, groups, count = [np.zeros(0, dtype=np.int32)], [np.zeros(0, dtype=np.int32)], 0
-        for band in bands.T:
-            _, key, frequency = np.unique(band, return_inverse=True, return_counts=True)
-            sharing = np.flatnonzero((frequency[key] > 1) & (band > 0))
-            shared, group = np.unique(key[sharing], return_inverse=True)
-            sharers.append(sharing.astype(np.int32))
-            groups.append((group + count).astype(np.int32))
-            count += len(shared)
-        everyone = np.concatenate(sharers)
-        self._groups = np.concatenate(groups)[np.argsort(everyone, kind="stable")]
-        self._starts = np.concatenate(([0], np.cumsum(np.bincount(everyone, minlength=len(rows)))))
-        self.members: list[int] = np.flatnonzero(np.diff(self._starts)).tolist()
-        self._leaders: dict[int, list[int]] = defaultdict(list)
-
-    def _of(self, row: int) -> list[int]:
-        groups: list[int] = self._groups[self._starts[row] : self._starts[row + 1]].tolist()
-        return groups
-
-    def leaders_near(self, row: int) -> list[int]:
-        """Leaders that share a group with the row, in order."""
-        return sorted({leader for group in self._of(row) for leader in self._leaders.get(group, ())})
-
-    def lead(self, row: int) -> None:
-        """The row stays: rows after it may follow it."""
-        for group in self._of(row):
-            self._leaders[group].append(row)

@@ -5,7 +5,6 @@ A harder version is complete, a few words longer, and free of traces of its maki
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from functools import partial
 from typing import Any
 
 from ultramed_rl.config.factory_steps import Evolve
-from ultramed_rl.data.chats import Misfit
 from ultramed_rl.data.factory.instructions import (
     NO_JSON,
     Instruction,
@@ -26,7 +24,6 @@ from ultramed_rl.data.factory.step import (
     Ask,
     Drop,
     End,
-    Fail,
     Form,
     Keep,
     Miss,
@@ -46,7 +43,7 @@ _CHOICE = Form.read("evolve_choice", "question", "answer", "method", "least", "m
 _DISTRACTORS = Form.read("evolve_distractors", "question", "answer", "most")
 _OPEN_METHODS = read_methods("evolve_methods_open")
 _CHOICE_METHODS = read_methods("evolve_methods_choice")
-_OPEN_SCHEMA = json.dumps(object_schema({"question": {"type": "string"}}))
+_OPEN_SCHEMA = object_schema({"question": {"type": "string"}})
 _REWRITING = re.compile(
     r"\b(?:given|original|rewritten|evolved|initial)\s+(?:question|prompt|instruction)s?\b", re.IGNORECASE
 )
@@ -66,10 +63,7 @@ class EvolveStep:
     config: Evolve
 
     async def __call__(self, row: Row, ask: Ask) -> End:
-        try:
-            versions = [read_instruction(row)]
-        except Misfit as misfit:
-            return Fail("malformed_record", str(misfit))
+        versions = [read_instruction(row)]
         changes: list[dict[str, Any]] = []
         for number in range(1, self.config.rounds + 1):
             old, method = versions[-1], self.method(row, number)

@@ -5,13 +5,12 @@ record + candidates --> order 1 --> reply --> read --(faulty: once more)--> [ord
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ultramed_rl.config.factory_steps import Feedback
-from ultramed_rl.data.chats import Misfit, read_turns
+from ultramed_rl.data.chats import read_turns
 from ultramed_rl.data.factory.instructions import question_text, read_instruction
 from ultramed_rl.data.factory.judgements import (
     Order,
@@ -28,6 +27,7 @@ from ultramed_rl.data.factory.step import (
     Keep,
     Miss,
     Row,
+    Schema,
     name_of,
     object_schema,
     once_more,
@@ -58,18 +58,14 @@ class FeedbackStep:
     A reply is faulty if it isn't the JSON asked for, leaves out or repeats a candidate, scores off the scale, or
     (see `inconsistent`) ranks against its own overall scores. It is asked for once more, with the fault named.
 
-    Fails by: misfit (no question, or a multiple-choice record without options or key), too_few_candidates, or the
-    fault. A second order that stays faulty fails nothing: the row says second=failed.
+    Fails by: too_few_candidates, or the fault. A second order that stays faulty fails nothing: the row says second=failed.
     """
 
     config: Feedback
     judge: str
 
     async def __call__(self, row: Row, ask: Ask) -> End:
-        try:
-            messages = [self._messages(row, which) for which in range(1 + self.asks_twice(row))]
-        except Misfit as misfit:
-            return Fail("misfit", str(misfit))
+        messages = [self._messages(row, which) for which in range(1 + self.asks_twice(row))]
         if len(row["candidates"]) < 2:
             return Fail("too_few_candidates", f"{len(row['candidates'])} of at least 2")
         readings = []
@@ -137,7 +133,7 @@ def _reference(row: Row) -> str:
     return _REFERENCE.render(reference=without_tags("\n\n".join([key, *own]), *_NAMES))
 
 
-def feedback_schema(count: int, config: Feedback) -> str:
+def feedback_schema(count: int, config: Feedback) -> Schema:
     """The JSON schema of a reply on `count` candidates. That a ranking holds each once, no schema says."""
     number = {"type": "integer", "minimum": 1, "maximum": count}
     score = {"type": "integer", "minimum": config.low, "maximum": config.high}
@@ -148,16 +144,12 @@ def feedback_schema(count: int, config: Feedback) -> str:
         "overall": score,
     }
     size = {"type": "array", "minItems": count, "maxItems": count}
-    return json.dumps(
-        object_schema(
-            {"evaluations": {**size, "items": object_schema(parts)}, "ranking": {**size, "items": number}}
-        )
-    )
+    evaluations, ranking = {**size, "items": object_schema(parts)}, {**size, "items": number}
+    return object_schema({"evaluations": evaluations, "ranking": ranking})
 
 
-Reading = tuple[
-    tuple[Verdict, ...], Order
-]  # of a reply: in the candidates' own order, and how they were shown
+# What a reply says: verdicts in the candidates' own order, and how these were shown.
+Reading = tuple[tuple[Verdict, ...], Order]
 
 
 def read_reply(text: str, shown: Sequence[int], config: Feedback) -> Reading | Miss:

@@ -6,39 +6,21 @@ multiple-choice question is its stem, a blank line, and a line "A. ..." per opti
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from string import ascii_uppercase
 from typing import Any
 
 from ultramed_rl.data.chats import Misfit, read_turns
 from ultramed_rl.data.choices import Keys, Options
-from ultramed_rl.data.factory.step import Miss, Row, object_schema, read_text
-from ultramed_rl.data.vignettes import Vignette, last_run, plain_option, render_vignette
+from ultramed_rl.data.factory.step import Miss, Row, Schema, object_schema, read_text
+from ultramed_rl.data.vignettes import Instruction, last_run, plain_option
 
 CHOICE_TYPES = ("Exam", "Literature")
 NO_JSON = Miss("unreadable_reply", "it is not a JSON object of the form asked for")
 _TEXT = {"type": "string"}
 _OPTION = re.compile(r"([A-Z])\. (\S.*)")
-
-
-@dataclass(frozen=True)
-class Instruction:
-    """A question: its stem, its options by letter, and the right letter. An open-ended one has the stem alone."""
-
-    stem: str
-    options: Mapping[str, str] = field(default_factory=dict)
-    key: str | None = None
-
-    @property
-    def text(self) -> str:
-        """The question as a record holds it."""
-        if not self.options:
-            return self.stem
-        return render_vignette(Vignette(self.stem, dict(self.options), self.key or ""))
 
 
 def question_text(row: Row) -> str:
@@ -115,7 +97,7 @@ def set_of(row: Row) -> str:
 # -- as a model writes them: {"question", "options", "answer"} ----------------------------------------------
 
 
-def choice_schema(letters: str, *, needed: bool = True, explained: bool = False) -> str:
+def choice_schema(letters: str, *, needed: bool = True, explained: bool = False) -> Schema:
     """The JSON schema of a question with these option letters.
 
     Args:
@@ -125,7 +107,7 @@ def choice_schema(letters: str, *, needed: bool = True, explained: bool = False)
     options = object_schema(dict.fromkeys(letters, _TEXT))
     parts = {"question": _TEXT, "options": options, "answer": {"type": "string", "enum": list(letters)}}
     explanation = {"explanation": _TEXT} if explained else {}
-    return json.dumps(object_schema({**parts, **explanation}, list(parts) if needed else []))
+    return object_schema({**parts, **explanation}, list(parts) if needed else [])
 
 
 def read_question(reply: Mapping[str, Any], letters: str) -> Instruction | Miss:

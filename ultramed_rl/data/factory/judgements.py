@@ -19,6 +19,8 @@ from itertools import combinations
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from ultramed_rl.data.factory.instructions import question_text
 from ultramed_rl.data.factory.step import Row
 from ultramed_rl.data.identity import row_id
@@ -190,21 +192,21 @@ class PositionReport:
     records: int  # judged rows
     twice: int  # of these, in two orders
     inconsistent: int  # of these, with ranks against scores
-    tau: (
-        float | None
-    )  # mean over records in two orders of Kendall's rank correlation: 1 alike, 0 unrelated, -1 reversed
+    # The mean over records in two orders of Kendall's rank correlation: 1 alike, 0 unrelated, -1 reversed.
+    tau: float | None
     top_agreement: float | None  # share of records in two orders with the same best candidate
     first_share: float | None  # share of records (first order) whose best candidate was shown first
     # What it is if places don't matter: the mean of 1 / n. The first order is drawn at random, so that this holds
     # whatever the candidates are worth.
     first_expected: float | None
-    first_z: (
-        float | None
-    )  # the difference in standard errors of a judge to whom places don't matter; over 2: a bias
+    # The difference in standard errors of a judge to whom places don't matter; over 2: a bias.
+    first_z: float | None
 
 
 def position_report(rows: Iterable[Row]) -> PositionReport:
     """The report on judged rows, in one pass; memory holds some numbers a row. Raises ValueError as `read_judged`."""
+    from scipy.stats import kendalltau
+
     taus: list[float] = []
     same: list[bool] = []
     firsts: list[bool] = []
@@ -218,7 +220,8 @@ def position_report(rows: Iterable[Row]) -> PositionReport:
         inconsistent += not judged.consistent
         firsts.append(first.ranking[0] == first.shown[0])
         chances.append(1 / len(first.shown))
-        taus += [kendall_tau(first.ranking, other.ranking) for other in others]
+        for other in others:
+            taus.append(float(kendalltau(np.argsort(first.ranking), np.argsort(other.ranking)).statistic))
         same += [first.ranking[0] == other.ranking[0] for other in others]
     # How far the count is from its expectation, each record with its own chance (never 0 or 1 here).
     spread = math.sqrt(sum(chance * (1 - chance) for chance in chances))
@@ -232,18 +235,3 @@ def position_report(rows: Iterable[Row]) -> PositionReport:
         first_expected=fmean(chances) if chances else None,
         first_z=(sum(firsts) - sum(chances)) / spread if firsts else None,
     )
-
-
-def kendall_tau(one: Sequence[int], other: Sequence[int]) -> float:
-    """Kendall's rank correlation of two strict rankings of the same items: (agreeing - differing) / all pairs.
-
-    Raises:
-        ValueError: fewer than two items, or not the same ones.
-    """
-    if len(one) < 2 or len(set(one)) < len(one) or sorted(one) != sorted(other):
-        raise ValueError(
-            f"rankings {list(one)} and {list(other)}: must hold the same two or more items, each once"
-        )
-    place = {item: index for index, item in enumerate(other)}
-    agreeing = [place[better] < place[worse] for better, worse in combinations(one, 2)]
-    return 2 * sum(agreeing) / len(agreeing) - 1

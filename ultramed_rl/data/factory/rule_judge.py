@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ultramed_rl.config.factory_steps import RuleJudge
-from ultramed_rl.data.chats import Misfit
 from ultramed_rl.data.factory.answer import ReadLetter
 from ultramed_rl.data.factory.instructions import Instruction, read_instruction
 from ultramed_rl.data.factory.judgements import Candidate, Verdict, judged_row, read_candidates
@@ -65,18 +64,14 @@ class RuleJudgeStep:
     then one drawn by seed: such a rank means nothing, and `pairs.min_gap` > 0 leaves it out. `orders` is empty, as
     rules see no order.
 
-    Fails by: misfit, too_few_candidates.
+    Fails by: too_few_candidates.
     """
 
     config: RuleJudge
     read_letter: ReadLetter
 
     async def __call__(self, row: Row, ask: Ask) -> End:
-        try:
-            instruction = read_instruction(row)
-        except Misfit as misfit:
-            return Fail("misfit", str(misfit))
-        candidates = read_candidates(row)
+        instruction, candidates = read_instruction(row), read_candidates(row)
         if len(candidates) < 2:
             return Fail("too_few_candidates", f"{len(candidates)} of at least 2")
         signs = [self._signs(instruction, candidate) for candidate in candidates]

@@ -12,15 +12,17 @@ import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+from ultramed_rl.data.chats import Misfit
 from ultramed_rl.data.factory.step import Ask, Drop, End, Fail, Generator, Keep, Row, Step, name_of
 from ultramed_rl.http.generator import BudgetSpent
 from ultramed_rl.http.session import running
 from ultramed_rl.records import ChatReply, ChatRequest
-from ultramed_rl.store.record_log import Entry, KeyIndex, RecordLog, Tally, dropped, failed, kept
+from ultramed_rl.store.record_log import Entry, RecordLog, Tally, dropped, failed, kept
 
 BROKEN_AFTER = 20
 UNANSWERED = "unanswered"
 DUPLICATE_KEY = "duplicate_key"
+MALFORMED = "malformed_record"
 
 
 @dataclass
@@ -64,8 +66,9 @@ def run_step(
     """Carry `step` over `rows` until all are done or the generator's budget is spent; what the log holds is passed over.
 
     All is used in one thread, which is not the caller's. Of records with one name (see `name_of`) the first counts, the
-    others fail (duplicate_key). So does a record whose request could not be answered (unanswered; unanswered_misfit
-    where the reply's error is "misfit: ..."), and one on which the step raises, by the exception's name.
+    others fail (duplicate_key). So does a record that isn't what the step reads (malformed_record), one whose request could
+    not be answered (unanswered; unanswered_misfit where the reply's error is "misfit: ..."), and one on which the step
+    raises, by the exception's name.
 
     Args:
         generator: None for a step that asks nobody.
@@ -99,7 +102,7 @@ class _StepRun:
     ) -> None:
         self.step, self.rows, self.generator = step, enumerate(rows), generator
         self.log, self.advance = log, advance
-        self.keys, self.usage, self.stopped = KeyIndex(), Usage(), ""
+        self.usage, self.stopped = Usage(), ""
         before = log.tally
         self.works = before.kept > 0 or bool(before.drops)  # the step has been seen to
         self.raised: list[Entry] = []  # of one exception, until it is seen
@@ -108,7 +111,7 @@ class _StepRun:
         await asyncio.gather(*(self._work() for _ in range(workers)))
         self._add_all_raised()
         if not self.stopped:
-            self.log.expect(len(self.keys))
+            self.log.expect(self.log.met)
 
     async def _work(self) -> None:
         """Consumes rows, one at a time; waits for the replies to its record's requests; ends after the last row, or
@@ -128,7 +131,7 @@ class _StepRun:
             key, error = name_of(row), None
         except Exception as raised:
             key, error = f"record {place + 1}", raised
-        first = self.keys.meet(key)
+        first = self.log.meet(key)
         if self.log.holds(place, key):
             self.advance(1)
         elif error is not None:
@@ -149,6 +152,8 @@ class _StepRun:
                     turn = course.send(reply)
                 except StopIteration as ended:
                     turn = ended.value
+                except Misfit as misfit:
+                    turn = Fail(MALFORMED, str(misfit))
                 entry = None if isinstance(turn, ChatRequest) else _entry(place, key, row, turn)
             except Exception as error:  # a bad record is no reason to stop the others
                 self._add_raised(place, key, row, error)

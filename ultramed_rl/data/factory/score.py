@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 
 from ultramed_rl.config.factory_steps import Score
-from ultramed_rl.data.chats import Misfit
 from ultramed_rl.data.factory.instructions import question_text
 from ultramed_rl.data.factory.step import (
     Ask,
@@ -56,10 +54,8 @@ _RATED = re.compile(
 )
 _ALONE = re.compile(rf"[\s*_#\"'\[(]*{_NUMBER}[\s*_\"'\]).]*", re.IGNORECASE)
 _FORMS = {form: Form.read(f"score_{form}", "question") for form in ("json", "text")}
-_SCHEMA = json.dumps(
-    object_schema(
-        {"justification": {"type": "string"}, "score": {"type": "integer", "minimum": 1, "maximum": 10}}
-    )
+_SCHEMA = object_schema(
+    {"justification": {"type": "string"}, "score": {"type": "integer", "minimum": 1, "maximum": 10}}
 )
 _NO_SCORE = Miss("no_score", "it gives no single score from 1 to 10")
 
@@ -74,11 +70,8 @@ class ScoreStep:
     config: Score
 
     async def __call__(self, row: Row, ask: Ask) -> End:
-        try:
-            chat = [user(_FORMS[self.config.form].render(question=question_text(row)))]
-        except Misfit as misfit:
-            return Fail("malformed_record", str(misfit))
-        schema = _SCHEMA if self.config.form == "json" else ""
+        chat = [user(_FORMS[self.config.form].render(question=question_text(row)))]
+        schema = _SCHEMA if self.config.form == "json" else None
         score = await ask_until(ask, self.config, chat, schema, self._read)
         if isinstance(score, Fail):
             return score

@@ -24,6 +24,7 @@ from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.records import ChatReply, ChatRequest, Message
 
 Row = Mapping[str, Any]
+Schema = Mapping[str, Any]  # of JSON
 T = TypeVar("T")
 
 
@@ -56,7 +57,11 @@ class Step(Protocol):
     """A stage's logic: the same for the same record and replies, so that a killed run goes on with it."""
 
     def __call__(self, row: Row, ask: Ask) -> Coroutine[Any, Any, End]:
-        """How the record ends. It awaits `ask` alone; a request that can't be answered ends the record there."""
+        """How the record ends. It awaits `ask` alone; a request that can't be answered ends the record there.
+
+        Raises:
+            Misfit: the record isn't what the step reads; it ends as a failure, malformed_record.
+        """
         ...
 
 
@@ -82,12 +87,15 @@ class Ask:
     def __init__(self, row: Row) -> None:
         self._name, self._asked = name_of(row), 0
 
-    async def __call__(self, config: Asking, messages: Sequence[Message], schema: str = "") -> ChatReply:
+    async def __call__(
+        self, config: Asking, messages: Sequence[Message], schema: Schema | None = None
+    ) -> ChatReply:
         """The reply, which has no error; `schema` is that of the JSON asked for."""
         seed = derive_seed(config.seed, self._name, self._asked)
         self._asked += 1
         sampling = (config.max_tokens, config.temperature, config.top_p, seed)
-        return await send(ChatRequest(self._name, tuple(messages), *sampling, schema))
+        form = "" if schema is None else json.dumps(schema)
+        return await send(ChatRequest(self._name, tuple(messages), *sampling, form))
 
 
 @types.coroutine
@@ -149,7 +157,7 @@ async def ask_until(
     ask: Ask,
     config: Textbook | Topics | Evolve | Score,
     messages: Sequence[Message],
-    schema: str,
+    schema: Schema | None,
     read: Callable[[str], T | Miss],
 ) -> T | Fail:
     """What `read` makes of a reply. One with a miss is asked for again with the miss named, until all of
@@ -199,7 +207,7 @@ def read_methods(name: str) -> dict[str, str]:
     return {before: after for before, _, after in parts}
 
 
-def object_schema(properties: Mapping[str, Any], required: Sequence[str] | None = None) -> dict[str, Any]:
+def object_schema(properties: Schema, required: Sequence[str] | None = None) -> Schema:
     """The JSON schema of an object with these properties and no others; all are required unless named."""
     needed = list(properties if required is None else required)
     return {"type": "object", "properties": properties, "required": needed, "additionalProperties": False}

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from ultramed_rl.config.factory_steps import Textbook
+from ultramed_rl.data.chats import Misfit
 from ultramed_rl.data.factory.instructions import NO_JSON, Instruction, choice_schema, new_row, read_question
 from ultramed_rl.data.factory.step import (
     Ask,
@@ -33,9 +34,7 @@ _WORTHY = Form.read("textbook_worthy", "paragraph")
 _ENOUGH = Form.read("textbook_enough", "paragraph")
 _QUESTION = Form.read("textbook_question", "paragraph", "exemplars")
 _GATES = ((_WORTHY, "not_exam_worthy"), (_ENOUGH, "too_little_knowledge"))
-_VERDICT = json.dumps(
-    object_schema({"reason": {"type": "string"}, "verdict": {"type": "string", "enum": ["yes", "no"]}})
-)
+_VERDICT = object_schema({"reason": {"type": "string"}, "verdict": {"type": "string", "enum": ["yes", "no"]}})
 # "The passage of stones" and "the nasal passage" are anatomy; "the text message" is no textbook.
 _POINTER = re.compile(
     r"\b(?:the|this|that)\s+(?:(?:above|following|given|preceding|previous|provided|source)\s+)*"
@@ -73,7 +72,7 @@ class TextbookStep:
         """Through both gates to the question."""
         text = row.get("text", row.get("content"))
         if not isinstance(text, str) or not text.strip():
-            return Fail("malformed_record", "no text under 'text' or 'content'")
+            raise Misfit("no text under 'text' or 'content'")
         for form, reason in _GATES:
             reply = (await ask(self.config, [user(form.render(paragraph=text))], _VERDICT)).text
             verdict = read_text((read_object(reply) or {}).get("verdict")).casefold()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 from ultramed_rl.config.factory_steps import Topics
+from ultramed_rl.data.chats import Misfit
 from ultramed_rl.data.factory.instructions import Instruction, new_row
 from ultramed_rl.data.factory.step import (
     Ask,
@@ -15,6 +15,7 @@ from ultramed_rl.data.factory.step import (
     Keep,
     Miss,
     Row,
+    Schema,
     ask_until,
     object_schema,
     read_object,
@@ -43,7 +44,7 @@ class TopicsStep:
     async def __call__(self, row: Row, ask: Ask) -> End:
         name, description = read_text(row.get("name")), row.get("description", "")
         if not name or not isinstance(description, str):
-            return Fail("malformed_record", "no text under 'name', or none under 'description'")
+            raise Misfit("no text under 'name', or none under 'description'")
         fields = {"name": name, "description": description.strip(), "count": str(self.config.count)}
         chat = [user(_FORMS[self.config.mode].render(**fields))]
         read = lambda text: self._read(row, text) or _NO_ITEMS
@@ -75,9 +76,9 @@ class TopicsStep:
         return new_row(f"{self.config.name},{field}_{number}", "Open-End", Instruction(text))
 
 
-def items_schema(config: Topics) -> str:
+def items_schema(config: Topics) -> Schema:
     """The JSON schema of a reply: {"items": [...]}, at most `count`."""
     parts = _PARTS[config.mode]
     item = object_schema({part: {"type": "string"} for part in parts})
     items = {"type": "array", "items": item, "minItems": 1, "maxItems": config.count}
-    return json.dumps(object_schema({"items": items}))
+    return object_schema({"items": items})

@@ -12,6 +12,9 @@ import unicodedata
 from collections.abc import Sequence
 from itertools import pairwise, takewhile
 
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_bipartite_matching
+
 from ultramed_rl.evaluation.items import AnswerReading
 
 _THOUGHT = re.compile(r"[<◁](?P<closes>/?)(?:think|thinking|thought|reasoning)[>▷]", re.IGNORECASE)
@@ -193,19 +196,10 @@ def score_list(given: Sequence[str], expected: Sequence[Sequence[str]]) -> float
         raise ValueError("expected=() wants no entity, which nothing can answer; leave such questions out")
     wanted = [set().union(*map(spellings, names)) for names in expected]
     names = _parted(given, set().union(*wanted))
-    choices = [[i for i, keys in enumerate(wanted) if keys & spellings(name)] for name in names]
-    owner: dict[int, int] = {}  # the name that each entity is found by: augmenting paths (Kuhn 1955)
-
-    def place(name: int, tried: set[int]) -> bool:
-        for entity in choices[name]:
-            if entity not in tried:
-                tried.add(entity)
-                if entity not in owner or place(owner[entity], tried):
-                    owner[entity] = name
-                    return True
-        return False
-
-    matched = sum(place(name, set()) for name in range(len(choices)))
+    if not names:
+        return 0.0
+    answers = csr_array([[bool(keys & spellings(name)) for keys in wanted] for name in names])
+    matched = int((maximum_bipartite_matching(answers) >= 0).sum())
     return 2 * matched / (len(names) + len(expected))
 
 

@@ -21,6 +21,9 @@ class Answers:
     sizes: tuple[
         int, ...
     ]  # answers of each group; on the host, as whoever asks the device for a place waits for it
+    # [A] log pi - log pi_ref of an answer's tokens up to the length of its group's shortest, where the objective asks for it
+    shared: torch.Tensor | None = None
+    weights: torch.Tensor | None = None  # [A] of answers under the policy, without gradient; likewise
 
     @property
     def groups(self) -> int:
@@ -69,6 +72,16 @@ class Answers:
         maxima = maxima.scatter_reduce(0, self.group, values.detach(), "amax")[self.group]
         shifted = values - maxima
         return shifted - self.sum_by_group(shifted.exp()).log()[self.group]
+
+
+def pair_weights(answers: Answers) -> torch.Tensor:
+    """WPO's weight of a pair (arXiv 2406.11827, eq. 2): the product of its answers' weights, [G].
+
+    An answer's is the geometric mean over its tokens of pi(token) / sum_v pi(v)^2: 1 where the policy writes tokens as likely
+    as it does on average (the paper's sampled alignment).
+    """
+    assert answers.weights is not None
+    return answers.chosen(answers.weights) * answers.rejected(answers.weights)
 
 
 def chosen_nll(answers: Answers) -> torch.Tensor:

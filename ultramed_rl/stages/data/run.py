@@ -189,7 +189,7 @@ def _carry(work: DataWork, step: Step, name: str, folder: Path) -> RecordLog:
         RuntimeError: the generator's budget is used up, or too many records failed.
     """
     config = work.config
-    with RecordLog(folder, work.identity, retry_failed=work.retry_failed) as log:
+    with RecordLog(folder, retry_failed=work.retry_failed) as log:
         # What is finished needs no engine: only its rows are read, to see that they are the same.
         asked = "" if log.finished and not work.retry_failed else name
         phase = f"{config.step.type} by {name}" if name else config.step.type

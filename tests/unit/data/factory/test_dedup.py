@@ -17,13 +17,7 @@ from hypothesis import strategies as st
 from ultramed_rl.cluster.blocks import map_blocks, read_part
 from ultramed_rl.config.factory import Columns, Deduplicate
 from ultramed_rl.data.factory.deduplicate import DuplicateKeys, Repeated, find_duplicates
-from ultramed_rl.data.factory.hashing import (
-    BAND_HASHES,
-    HashedEmbedder,
-    hash_words,
-    minhash_keys,
-    ngrams,
-)
+from ultramed_rl.data.factory.hashing import BAND_HASHES, HashedEmbedder, hash_set, minhash_keys
 from ultramed_rl.data.sources import read_rows
 
 COLUMNS = Columns(instruction="text")
@@ -153,14 +147,10 @@ def test_cleaning_again_removes_nothing_and_keeps_the_order(numbers: list[int], 
 # -- hashes ------------------------------------------------------------------------------------------------
 
 
-def test_words_and_their_runs_are_counted_per_text() -> None:
-    words = hash_words(["a b a", "", " b  a ", "caf\u00e9 caf\u00e9"])
-    assert words.counts.tolist() == [3, 0, 2, 2]
-    values = words.values
-    assert values[0] == values[2] == values[4] and values[1] == values[3] and values[5] == values[6]
-    assert len(set(values.tolist())) == 3
-    assert ngrams(words, 2).counts.tolist() == [2, 0, 1, 1]
-    assert ngrams(words, 2).values[1] == ngrams(words, 2).values[2]  # "b a"
+def test_a_set_has_a_number_for_each_different_word_and_the_same_in_every_process() -> None:
+    # The first 8 bytes of SHA-256, as `printf a | sha256sum` gives them.
+    assert hash_set(["a", "b", "a"]).tolist() == [0xCA978112CA1BBDCA, 0x3E23E8160039594A]
+    assert hash_set([]).shape == (0,)
 
 
 def test_hashed_vectors_are_of_length_1_and_the_same_in_any_company(questions: list[str]) -> None:
@@ -182,7 +172,7 @@ def test_vectors_of_two_diseases_never_fall_together() -> None:
 
 def test_equal_bands_are_as_frequent_as_the_likeness_says() -> None:
     # Two sets with 800 of 1000 values in common: a MinHash agrees with 0.8, a band of 5 with 0.8 ** 5.
-    numbers = [" ".join(f"w{trial}x{i}" for i in range(900)) for trial in range(60)]
-    others = [" ".join(f"w{trial}x{i}" for i in range(100, 1000)) for trial in range(60)]
-    keys = [minhash_keys(ngrams(hash_words(texts), 1)) for texts in (numbers, others)]
+    numbers = [hash_set(f"w{trial}x{i}" for i in range(900)) for trial in range(60)]
+    others = [hash_set(f"w{trial}x{i}" for i in range(100, 1000)) for trial in range(60)]
+    keys = [minhash_keys(sets) for sets in (numbers, others)]
     assert BAND_HASHES == 5 and np.mean(keys[0] == keys[1]) == pytest.approx(0.8**5, abs=0.04)

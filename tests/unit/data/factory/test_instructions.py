@@ -163,8 +163,8 @@ def test_an_option_in_several_lines_becomes_one_line() -> None:
 
 
 def test_the_schema_takes_a_question_and_an_empty_object_only_where_it_may() -> None:
-    whole = Draft202012Validator(json.loads(choice_schema("ABCD")))
-    maybe = Draft202012Validator(json.loads(choice_schema("ABCD", needed=False, explained=True)))
+    whole = Draft202012Validator(choice_schema("ABCD"))
+    maybe = Draft202012Validator(choice_schema("ABCD", needed=False, explained=True))
     assert whole.is_valid(REPLY) and not whole.is_valid({}) and not whole.is_valid({**REPLY, "answer": "E"})
     assert maybe.is_valid({}) and maybe.is_valid({**REPLY, "explanation": "why"})
     assert not maybe.is_valid({**REPLY, "hint": "x"})

@@ -33,7 +33,8 @@ from tests.numbered_step import (
     rows_of,
     run,
 )
-from ultramed_rl.data.factory.runner import run_step
+from ultramed_rl.data.chats import Misfit
+from ultramed_rl.data.factory.runner import MALFORMED, run_step
 from ultramed_rl.data.factory.step import Ask, Drop, End, Keep, Row, send
 from ultramed_rl.records import ChatReply, ChatRequest
 from ultramed_rl.store.record_log import RecordLog
@@ -182,6 +183,21 @@ def test_a_step_that_raises_on_some_records_goes_on_and_keeps_their_letters(
         log.finish()
     raised = len(range(first, min(last + 1, count)))
     assert result.tally.failures == {"KeyError": raised} and result.tally.kept == count - raised
+
+
+def test_records_that_a_step_does_not_read_are_failures_and_say_nothing_against_the_step(
+    tmp_path: Path,
+) -> None:
+    class Picky:
+        async def __call__(self, row: Row, ask: Ask) -> End:
+            raise Misfit("no question", name="order")
+
+    with RecordLog(tmp_path) as log:
+        result = run_step(Picky(), rows_of(40), None, log)
+        log.finish()
+    assert result.tally.failures == {MALFORMED: 40}
+    first = json.loads((tmp_path / "failures.jsonl").read_text().splitlines()[0])
+    assert (first["reason"], first["detail"]) == (MALFORMED, "no question")
 
 
 def test_a_resumed_run_goes_through_a_bad_stretch_since_the_step_has_worked(tmp_path: Path) -> None:

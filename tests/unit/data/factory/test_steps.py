@@ -15,8 +15,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from ultramed_rl.config.factory import DataStep
 from ultramed_rl.config.factory_steps import Evolve, Textbook, Topics
+from ultramed_rl.data.chats import Misfit
 from ultramed_rl.data.factory.evolve import EvolveStep
 from ultramed_rl.data.factory.instructions import Instruction, new_row
+from ultramed_rl.data.factory.runner import MALFORMED
 from ultramed_rl.data.factory.step import Ask, Drop, End, Fail, Keep, Row, Step, read_methods
 from ultramed_rl.data.factory.textbook import TextbookStep
 from ultramed_rl.data.factory.topics import TopicsStep, items_schema
@@ -47,6 +49,8 @@ def drive(step: Step, row: Row, *texts: str) -> tuple[End | None, list[ChatReque
     except StopIteration as end:
         assert len(texts) == len(asked), f"not all of {texts} are asked for: {end.value}"
         return end.value, asked
+    except Misfit as misfit:  # as the runner has it
+        return Fail(MALFORMED, str(misfit)), asked
     return None, asked
 
 
@@ -207,7 +211,7 @@ def test_topics_without_items_are_asked_for_once_more_and_then_fail() -> None:
 
 
 def test_the_schema_of_topics_holds_at_most_what_is_asked_for() -> None:
-    schema = Draft202012Validator(json.loads(items_schema(Topics(mode="subfields", count=2))))
+    schema = Draft202012Validator(items_schema(Topics(mode="subfields", count=2)))
     assert schema.is_valid(json.loads(items(("a", "b"), ("c", "d"))))
     assert not schema.is_valid(json.loads(items(*[("a", "b")] * 3))) and not schema.is_valid({"items": [{}]})
 
