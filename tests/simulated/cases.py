@@ -148,10 +148,10 @@ def cases(models: Path) -> dict[str, dict[str, Any]]:
             "cluster__sequential_phases": False,
         },
         "refill in turn": {
-            "prompts__refill": 1.5,
+            "prompts__refill": 2.0,
             "pairs": SELECTIVE,
             "run__rounds": 3,
-            "prompts__per_round": 5,
+            "prompts__per_round": 4,
         },
         "rare checkpoints": {
             "checkpoint": {"every": 3},

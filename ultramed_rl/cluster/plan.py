@@ -93,7 +93,8 @@ def _online_roles(config: RunConfig) -> Iterator[RolePlan]:
     rollout = _rollout(config, policy, transit)
     # Engines that get their weights from the policy on their GPU keep none while it has the GPU.
     lora = config.policy.lora
-    keeps = config.reward.train is not None or (lora is not None and lora.sync == "adapter")
+    adapters = lora is not None and lora.sync == "adapter"
+    keeps = config.reward.train is not None or config.reward.asks_policy or adapters
     yield rollout if keeps else replace(rollout, moved=())
     # The largest group: its prompt once, and two answers, or all of a listwise objective.
     answers, length = config.sampling.n, config.sampling.max_new_tokens
@@ -105,7 +106,8 @@ def _online_roles(config: RunConfig) -> Iterator[RolePlan]:
         return training_bytes(policy, config.policy, cluster.policy, training, cluster.device, longest)
 
     others = 1 + needs_reference(config) + len(config.reward.paths if config.reward else ())
-    processes = 1 + (others + len(config.evaluation.models) if cluster.layout == "colocated" else 0)
+    others += len(config.evaluation.models) + len(config.judge_engines)
+    processes = 1 + (others if cluster.layout == "colocated" else 0)
     training = _settle(config.training, policy, cluster, processes, sizes_of)
     fix = (
         "raise zero_stage, ranks or sequence_parallel of cluster.policy, set cluster.policy.offload_optimizer, "

@@ -8,6 +8,7 @@ share would be won if both sides wrote as much. psi is left out where the items'
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -63,14 +64,19 @@ def controlled_wins(
 
 def _fit(features: np.ndarray, wins: np.ndarray, weights: np.ndarray, strength: float) -> np.ndarray:
     """[features] coefficients; each item stands there once as won and once as lost, weighed by its chances."""
-    from sklearn.linear_model import LogisticRegression  # half a second, which most commands don't need
+    from sklearn.exceptions import ConvergenceWarning  # half a second, which most commands don't need
+    from sklearn.linear_model import LogisticRegression
 
     labels = np.repeat([1, 0], len(wins))
     chances = np.concatenate([wins, 1 - wins]) * np.tile(weights, 2)
     model = LogisticRegression(
-        l1_ratio=1.0, solver="liblinear", fit_intercept=False, C=strength, random_state=123
+        l1_ratio=1.0, solver="liblinear", fit_intercept=False, C=strength, random_state=123, max_iter=1000
     )
-    return np.asarray(model.fit(np.tile(features, (2, 1)), labels, sample_weight=chances).coef_[0])
+    with warnings.catch_warnings():
+        # Of a few items that are all won the coefficients grow slowly, long after the chances stand still.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(np.tile(features, (2, 1)), labels, sample_weight=chances)
+    return np.asarray(model.coef_[0])
 
 
 def _best_strength(features: np.ndarray, wins: np.ndarray, weights: np.ndarray, folds: int) -> float:

@@ -24,7 +24,8 @@ from ultramed_rl.evaluation.length_control import Regularizer
 from ultramed_rl.evaluation.runner import AnswerPlace, AskedPolicy, BenchmarkRunner
 from ultramed_rl.evaluation.suite import AskedTask
 from ultramed_rl.records import Completion, Prompt
-from ultramed_rl.rewards.judge import ApiClient, Judge
+from ultramed_rl.rewards.judge import Judge
+from ultramed_rl.rewards.judge_client import JudgeClient
 from ultramed_rl.rewards.statements import StatementGrader, judge_statements
 from ultramed_rl.store.atomic import write_lines
 from ultramed_rl.tracking import Progress
@@ -45,7 +46,7 @@ class BenchmarkJudges:
         forms, judge = {asked.task.form for asked in suite} & JUDGED, config.judge
         assert judge is not None or not forms, "a suite without its judge"
         self.statements = StatementGrader(judge) if judge and "statements" in forms else None
-        self.referee = ApiClient(judge) if judge and "preference" in forms else None
+        self.referee = JudgeClient(judge) if judge and "preference" in forms else None
         self.grader = None
         if judge and "chat" in forms:
             self.grader = Judge(JudgeTerm(**judge.model_dump(exclude={"template"}), name="mt_bench"))
@@ -92,7 +93,7 @@ def read_difficulties(uri: str) -> tuple[dict[str, float], Regularizer]:
 
 
 def judge_duels(
-    judge: ApiClient, answered: Sequence[tuple[Item, Completion]], place: AnswerPlace, progress: Progress
+    judge: JudgeClient, answered: Sequence[tuple[Item, Completion]], place: AnswerPlace, progress: Progress
 ) -> list[Duel]:
     """The judge's verdicts on a policy's answers beside the baseline's, each pair shown in both orders."""
     texts = [
@@ -103,7 +104,7 @@ def judge_duels(
 
     def compute() -> Iterable[dict[str, Any]]:
         with progress.phase("alpaca_eval's judge", len(prompts), "verdicts") as bar:
-            replies = judge.ask_for(prompts, read_preference, bar.advance)
+            replies = judge.ask_for(prompts, lambda reply: read_preference(reply.text), bar.advance)
         for (item, _), (question, own, other), first, second in zip(
             answered, texts, replies[::2], replies[1::2], strict=True
         ):

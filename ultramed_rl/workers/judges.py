@@ -17,7 +17,7 @@ from ultramed_rl.cluster.plan import numbered_roles
 from ultramed_rl.cluster.transport import WorkerSet
 from ultramed_rl.config.judge_models import JudgeEngine
 from ultramed_rl.config.models import resolve_precision
-from ultramed_rl.models.files import resolve_model
+from ultramed_rl.models.files import resolve_model, split_revision
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import ChatRequest, Prompt, SamplingRequest, WeighedCompletion, WeighedRequest
 from ultramed_rl.rewards.judge_client import (
@@ -139,6 +139,7 @@ def _launch(deployment: Deployment, role: str, engine: JudgeEngine) -> EngineJud
         transfer_backend=transfer_backend(cluster.device, deployment.plan.layout),
         sleep_level=int(deployment.turns and cluster.device == "cuda"),
         trust_remote_code=engine.trust_remote_code,
+        revision=split_revision(engine.path)[1],
     )
     group = deployment.launch(role, RolloutWorker, lambda member: (member.rank,))
 

@@ -113,7 +113,10 @@ def test_a_share_of_the_heads_sees_what_all_heads_see(
 # -- models ------------------------------------------------------------------------------------------------
 
 
-_FAMILIES = ["llama", "llama-tied", "qwen2", "qwen3", "gemma", "gemma3-window", "gpt2", "qwen3-moe", "phi3"]
+_FAMILIES = (
+    *("llama", "llama-tied", "qwen2", "qwen3", "gemma", "gemma3-window", "gpt2", "qwen3-moe", "phi3"),
+    *("deepseek", "gemma2-window", "gpt-oss-window", "mixtral-window"),
+)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +218,7 @@ def test_a_model_of_its_own_code_is_padded_and_not_shared() -> None:
 
 
 def test_a_run_whose_models_rows_cannot_be_shared_is_refused_before_it_starts(tmp_path: Path) -> None:
-    make_model(tmp_path / "policy", "mixtral")
+    make_model(tmp_path / "policy", "phimoe")
     make_model(tmp_path / "reward", "qwen3", classifier=True)
     three = {"replicas": 3, "sequence_parallel": 3}
     changes = {"policy__max_length": 64, "prompts__max_prompt_tokens": 32}
@@ -225,5 +228,5 @@ def test_a_run_whose_models_rows_cannot_be_shared_is_refused_before_it_starts(tm
     with pytest.raises(Problems) as refusal:
         check_models(parse_config(run))
     policy, reward = sorted(refusal.value.problems)
-    assert policy.startswith("cluster.policy.sequence_parallel=2: ") and "mixtral" in policy
+    assert policy.startswith("cluster.policy.sequence_parallel=2: ") and "phimoe" in policy
     assert reward.startswith("cluster.reward.sequence_parallel=3: ") and "4" in reward
