@@ -39,6 +39,7 @@ class Plan:
     text: Callable[[int, int, int], str] = lambda r, p, s: f"answer {s} of round {r} to prompt {p}"
     prompt: Callable[[int, int], str] = lambda r, p: f"What helps against disease {p} in round {r}?"
     finish: str = "stop"
+    details: Callable[[int, int, int], dict[str, float]] = lambda r, p, s: {}
     judged: Callable[[int], dict[str, float]] = lambda index: {}  # a round's metrics of judges
 
 
@@ -121,7 +122,8 @@ def _answer(plan: Plan, index: int, prompt: Prompt, place: int, sample: int) -> 
     tokens = tuple(range(int(plan.tokens(index, place, sample))))
     text = plan.text(index, place, sample)
     completion = Completion(prompt.prompt_id, sample, text, tokens, plan.finish, -3.0, index)
-    return ScoredCompletion(completion, plan.reward(index, place, sample))
+    details = plan.details(index, place, sample)
+    return ScoredCompletion(completion, plan.reward(index, place, sample), {}, details)
 
 
 def _held_out(plan: Plan, version: int) -> list[ScoredCompletion]:

@@ -5,10 +5,11 @@ Prompt -> Completion (n per prompt) -> ScoredCompletion -> PreferenceGroup -> Ch
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TypedDict
+from typing import Any, TypedDict
 
 
 class Message(TypedDict):
@@ -28,6 +29,13 @@ class Prompt:
     answer: str | None = None  # the data's own
     kind: str = "question"  # the source's type: question, vignette, messages
     source: int = 0  # the source's place in the config
+    extra: str = ""  # columns of its row that scorers read, as a JSON object
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The columns of its row that scorers read."""
+        columns: dict[str, Any] = json.loads(self.extra or "{}")
+        return columns
 
 
 @dataclass(frozen=True)
@@ -89,10 +97,30 @@ class Completion:
     finish_reason: str  # vLLM's: "stop" or "length"; "reference" marks the data's own answer
     logprob: float  # the sum over the sampled tokens under the sampling policy, in nats at temperature 1
     policy_version: int  # rounds that the sampling policy had been trained for
+    # The reasoning before the answer, marks included: its tokens, and where in the text the answer begins.
+    thought_tokens: int = 0
+    answer_start: int = 0
 
     @property
     def completion_id(self) -> str:
         return f"{self.prompt_id}#{self.sample}"
+
+    @property
+    def answer(self) -> str:
+        """What it says, without its reasoning: empty where that never ends."""
+        return self.text[self.answer_start :].strip() if self.thought_tokens else self.text
+
+    @property
+    def answer_tokens(self) -> int:
+        """How many tokens its answer has."""
+        return len(self.token_ids) - self.thought_tokens
+
+    def without_thought(self) -> Completion:
+        """Its answer alone, for those who read nothing else."""
+        if not self.thought_tokens:
+            return self
+        ids = self.token_ids[self.thought_tokens :]
+        return replace(self, text=self.answer, token_ids=ids, thought_tokens=0, answer_start=0)
 
 
 @dataclass(frozen=True)

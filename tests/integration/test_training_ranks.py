@@ -220,6 +220,7 @@ def test_split_experts_learn_as_whole_ones(workers: Ranks, tmp_path: Path, kind:
     check_trained_alike(found, expected, kind)
 
 
+@pytest.mark.slow
 def test_every_layout_that_the_config_allows_takes_the_same_two_steps(workers: Ranks, tmp_path: Path) -> None:
     """ZeRO stage, precision, the optimizer on the host, adapters, packed or padded rows: each with each."""
     paths = {kind: str(make_model(tmp_path / kind, kind)) for kind in ("llama", "granite")}

@@ -25,7 +25,7 @@ LAYERS = [
     {"models", "data"},
     {"learning", "tracking", "http"},
     {"store"},
-    {"config", "records", "token_ids"},
+    {"config", "records", "token_ids", "thoughts"},
     {"kinds"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

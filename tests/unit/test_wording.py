@@ -265,7 +265,7 @@ DATA: list[Wording] = [
     ("template that fails", templated("{{ messages + 1 }}"),
      "model 'ROOT', chat_template='ROOT/mine.jinja': its chat template cannot render a chat of user, assistant (TypeError: can only concatenate list (not \"int\") to list); mend it, use another, or leave out what it refuses"),
     ("unknown benchmark", lambda root: find_task("medqua"),
-     "task 'medqua': no such benchmark; did you mean 'medqa'? Name one of medqa, medmcqa, pubmedqa, mmlu_medical, medxpertqa, mmlu_pro_health, bioasq_yesno, bioasq_factoid, bioasq_list, kqa, alpaca_eval, mt_bench"),
+     "task 'medqua': no such benchmark; did you mean 'medqa'? Name one of medqa, medmcqa, pubmedqa, mmlu_medical, medxpertqa, mmlu_pro_health, bioasq_yesno, bioasq_factoid, bioasq_list, kqa, healthbench, healthbench_hard, healthbench_consensus, alpaca_eval, mt_bench"),
 ]  # fmt: skip
 
 # -- models ------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from ultramed_rl.records import (
     WeighedCompletion,
     WeighedRequest,
 )
+from ultramed_rl.thoughts import Thinking
 from ultramed_rl.token_ids import TokenIds
 
 _ALL = frozenset({"weights", "kv_cache"})  # vLLM's tags of what can sleep
@@ -65,6 +67,7 @@ class EngineArguments:
     adapter: str | None = None
     trust_remote_code: bool = False
     revision: str | None = None  # of a hub id
+    thinking: Thinking | None = None
 
 
 class RolloutWorker(Worker):
@@ -229,6 +232,7 @@ class RolloutWorker(Worker):
                 "finish_reason": answer.finish_reason or "unknown",
                 "logprob": float(answer.cumulative_logprob or 0.0),
                 "policy_version": self.policy_version,
+                **self._split(answer),
             }
             if isinstance(request, WeighedRequest):
                 choices = token_choices(answer, self.stop_token)[-request.places :]
@@ -236,6 +240,14 @@ class RolloutWorker(Worker):
             else:
                 found.append(Completion(**fields))
         return found
+
+    def _split(self, answer: Any) -> dict[str, int]:
+        """Tokens and characters of an answer's reasoning, by a completion's fields."""
+        if self.arguments.thinking is None:
+            return {}
+        decode = partial(self.llm.get_tokenizer().decode, skip_special_tokens=True)
+        tokens, start = self.arguments.thinking.split(answer.text, answer.token_ids, decode)
+        return {"thought_tokens": tokens, "answer_start": start}
 
     def init_weight_transfer(self, init_info: dict[str, Any]) -> None:
         """Open this end of the weights' way, while ranks open theirs in `meet_engines`."""

@@ -4,7 +4,7 @@ a job on a cluster would not find.
 models      config.json, tokenizer and index whole, of each file of weights its size and blocks: a second for 70 billion
             parameters; of a hub id the commit that the cache of this machine holds
 rows        SHA-256 of the files; of a hub data set the commit
-templates   SHA-256 of the file
+templates   SHA-256 of the file; so of a reward function's
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ultramed_rl.config import AnyConfig
 from ultramed_rl.config.base import texts_of
+from ultramed_rl.config.rewards import FUNCTION
 from ultramed_rl.data.sources import HUB, hub_parts, local_files
 from ultramed_rl.models.files import OFFLINE_PREFIX, resolve_model, split_revision
 from ultramed_rl.records import Message
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 FILE_KEYS = frozenset(
     [
         *("uri", "input", "sources", "exemplars_from", "judged", "labels", "template", "include_path"),
-        "difficulties",
+        *("difficulties", "meta"),
     ]
 )
 MODEL_KEYS = frozenset(
@@ -71,14 +72,14 @@ def describe_rendering(tokenizer: ChatTokenizer) -> str:
 
 
 def describe_model(name: str) -> str:
-    """A model's folder, its hub id's commit, or a template's file; empty where this machine cannot tell."""
+    """A model's folder, its hub id's commit, or the file of a template or a function; empty where this machine cannot tell."""
     if name.startswith(OFFLINE_PREFIX):
         name = resolve_model(name)
     elif name.startswith("package://"):
         from ultramed_rl.models.embedding import resolve_package
 
         name = resolve_package(name)
-    path = Path(name).expanduser()
+    path = Path(_file_of(name)).expanduser()
     if path.is_file():
         return digest_file(path)
     if path.is_dir():
@@ -125,7 +126,7 @@ def path_problems(config: Mapping[str, Any], working_dir: Path | None) -> list[s
         is_id = name in MODEL_KEYS and _HUB_ID.fullmatch(value) and not (folder / value).exists()
         if name not in FILE_KEYS | MODEL_KEYS or not is_relative(value) or value == OFFLINE or is_id:
             continue
-        path = folder / value
+        path = folder / _file_of(value)
         leaves = value.startswith("~") or os.path.normpath(value).startswith("..")
         if working_dir is None:
             problems.append(
@@ -151,6 +152,12 @@ def lost_with_job(run: Mapping[str, Any]) -> list[str]:
     if "://" in run["directory"] and is_relative(scratch) and not scratch.startswith("~"):
         problems.append(f"run.scratch={scratch!r}: {lost}; give {_FIX}")
     return problems
+
+
+def _file_of(value: str) -> str:
+    """A path without the function that it names in a file."""
+    function = FUNCTION.fullmatch(value)
+    return function["file"] if function else value
 
 
 def is_relative(path: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from ultramed_rl.config.base import Section, key, repeated
-from ultramed_rl.config.judge_models import StatementJudge
+from ultramed_rl.config.judge_models import ApiModel, StatementJudge
 from ultramed_rl.config.limits import (
     Address,
     BatchSize,
@@ -25,6 +25,7 @@ from ultramed_rl.config.limits import (
     TopP,
     Unique,
 )
+from ultramed_rl.config.rewards import RubricAsking
 
 TaskName = Annotated[str, Field(max_length=200)]
 
@@ -122,6 +123,17 @@ class ContaminationCheck(Section):
     sources: list[Address] = key([], "URIs of further data that a policy has seen; its own runs are found")
 
 
+class Grader(RubricAsking, ApiModel):
+    """Who grades HealthBench's answers by their rubrics, one criterion at a time as its authors do."""
+
+    together: Few = key(1, "criteria of an answer that are asked of in one request")
+    meta: Address | None = key(
+        None,
+        "URI of HealthBench's meta-evaluation, by whose physicians' labels the grader is measured; null: it is not",
+    )
+    meta_limit: Count | None = key(None, "read at most so many of its rows")
+
+
 class Benchmarks(Section):
     """Tasks that policies are asked, and the protocols by which."""
 
@@ -131,6 +143,7 @@ class Benchmarks(Section):
     orders: Annotated[FewOrZero, Field(le=23)] = key(0, "further orders of options, to measure position bias")
     contamination: ContaminationCheck | None = key(ContaminationCheck(), "null: neither looked for nor told")
     judge: StatementJudge | None = key(None, "reads the answers of kqa, alpaca_eval and mt_bench")
+    grader: Grader | None = key(None, "says which criteria HealthBench's answers meet")
     general: General | None = key(None, "tasks that lm-evaluation-harness runs")
 
     def problems(self) -> Iterator[str]:

@@ -25,6 +25,7 @@ from ultramed_rl.config.factory_steps import (
     Score,
     Textbook,
     Topics,
+    WriteRubric,
 )
 from ultramed_rl.config.limits import (
     Address,
@@ -202,6 +203,7 @@ DataStep = Annotated[
     | Evolve
     | Answer
     | Score
+    | WriteRubric
     | Deduplicate
     | Decontaminate
     | Candidates

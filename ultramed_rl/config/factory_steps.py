@@ -131,6 +131,16 @@ class Score(Asking):
     max_tokens: Tokens = key(512, "of one reply")
 
 
+class WriteRubric(Asking):
+    """Criteria with positive and negative points, written from a record's own answer."""
+
+    type: Literal["rubric"] = "rubric"
+    attempts: Few = key(3, "times that a rubric is asked for")
+    most: Annotated[Few, Field(ge=2, le=100)] = key(12, "criteria of a rubric")
+    temperature: Temperature = key(0.3, "of the model's replies")
+    max_tokens: Tokens = key(2048, "of one reply")
+
+
 class Candidates(Asking):
     """How a model is asked for its candidate answer. The paper doesn't say how its eight were sampled. [O]"""
 

@@ -11,9 +11,26 @@ from pydantic import Field
 from ultramed_rl.config.base import Section, key, repeated, sample_rules
 from ultramed_rl.config.benchmarks import RoundBenchmarks, TaskName
 from ultramed_rl.config.judge_models import POLICY, JudgeEngine, own_engines
-from ultramed_rl.config.limits import Address, Few, ReplicaTokens, Resamples, Samples, Temperature, TermName
+from ultramed_rl.config.limits import (
+    Address,
+    Few,
+    Reads,
+    ReplicaTokens,
+    Resamples,
+    Samples,
+    Temperature,
+    TermName,
+)
 from ultramed_rl.config.models import Architecture, Precision
-from ultramed_rl.config.rewards import AnswerTerm, FormRules, HttpTerm, JudgeTerm, LengthTerm
+from ultramed_rl.config.rewards import (
+    AnswerTerm,
+    FormRules,
+    HttpTerm,
+    JudgeTerm,
+    LengthTerm,
+    PythonTerm,
+    RubricTerm,
+)
 
 REWARD = "reward"  # the reward's own name beside those of judges
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -24,6 +41,7 @@ class RuleCheck(FormRules):
 
     type: Literal["rule"] = "rule"
     name: TermName = "rule"
+    reads: Reads = "answer"
     passed: ClassVar = 1.0
     failed: ClassVar = 0.0
 
@@ -33,6 +51,7 @@ class Likeness(Section):
 
     type: Literal["likeness"] = "likeness"
     name: TermName = "likeness"
+    reads: Reads = "answer"
     to: Literal["question", "reference"] = key(
         "question", "the prompt's last message, or its reference answer; prompts without one are left out"
     )
@@ -49,6 +68,7 @@ class ModelJudge(Section):
     name: TermName = "reward_model"
     path: Address = Field(description="a local directory or a hub id, perhaps org/name@REVISION")
     precision: Precision = "auto"
+    reads: Reads = "answer"
     micro_batch_tokens: ReplicaTokens = 16384
     trust_remote_code: bool = key(False, "run Python code that comes with the model")
     architecture: Architecture | None = None
@@ -65,7 +85,7 @@ class BenchmarkJudge(Section):
     )
 
 
-TermJudge = AnswerTerm | LengthTerm | HttpTerm | JudgeTerm
+TermJudge = AnswerTerm | LengthTerm | HttpTerm | JudgeTerm | RubricTerm | PythonTerm
 JudgeChoice = Annotated[
     RuleCheck | Likeness | ModelJudge | BenchmarkJudge | TermJudge, Field(discriminator="type")
 ]

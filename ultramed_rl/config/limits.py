@@ -61,6 +61,10 @@ ReplicaTokens = Annotated[Tokens, Field(description="packed tokens per forward p
 TrainableLayers = Annotated[
     Few | None, Field(description="train only the last k decoder layers and the head; null: all")
 ]
+Reads = Annotated[
+    Literal["answer", "all"],
+    Field(description="of a policy that reasons: the answer after its thought, or all that it wrote"),
+]
 TooLong = Annotated[
     Literal["refuse", "drop"],
     Field(description="what is over the longest length stops the run, or is dropped and counted"),

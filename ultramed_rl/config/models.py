@@ -111,6 +111,15 @@ class ModelSettings(Section):
     max_length: Annotated[Tokens, Field(gt=8)] = key(2048, "tokens of prompt and completion together")
     trust_remote_code: bool = key(False, "run Python code that comes with the model")
     architecture: Architecture | None = None
+    thinking: Literal["template", "none"] | list[Label] = key(
+        "template",
+        "how its reasoning is delimited: two marks, as [<think>, </think>]; template: those that its chat template holds. Who "
+        "scores or reads an answer gets what comes after it; training learns all",
+    )
+
+    def problems(self) -> Iterator[str]:
+        if not isinstance(self.thinking, str) and len(self.thinking) != 2:
+            yield f"thinking={self.thinking}: write two marks, as ['<think>', '</think>'], template or none"
 
 
 class Model(ModelSettings):

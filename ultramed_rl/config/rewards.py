@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
@@ -13,16 +14,19 @@ from ultramed_rl.config.judge_models import POLICY, JudgeEngine, JudgeModel, own
 from ultramed_rl.config.limits import (
     Address,
     BatchSize,
+    Column,
     Concurrency,
     Count,
     CountOrZero,
     Factor,
     FactorOrZero,
+    Few,
     LearningRate,
     Pattern,
     Points,
     PositiveShare,
     PositiveTemperature,
+    Reads,
     ReplicaTokens,
     Retries,
     Samples,
@@ -40,6 +44,7 @@ from ultramed_rl.config.limits import (
 from ultramed_rl.config.models import Architecture, Precision
 from ultramed_rl.config.rounds import Optimization
 
+FUNCTION = re.compile(r"(?P<file>.+\.py):(?P<name>[^\W\d]\w*)")
 RAW = "raw"  # the column of rewards that `length_slope` has not been taken off
 # Ends of names of details of a comparing judge whose means a round reports, see `rewards/pairwise.py`.
 BIASES = ("_contradictory", "_first_wins", "_over_reference")
@@ -60,7 +65,13 @@ class _Term(Section):
     weight: Weight = key(1.0, "factor in the sum of all terms; may be negative, never 0")
 
 
-class AnswerTerm(_Term):
+class _Reading(_Term):
+    """A term that reads texts."""
+
+    reads: Reads = "answer"
+
+
+class AnswerTerm(_Reading):
     """Whether the final answer, a letter or a number, is that of the prompt's reference answer.
 
     A prompt without such a reference gives 0 to all its answers, so that the other terms decide there.
@@ -77,11 +88,12 @@ class AnswerTerm(_Term):
 
 
 class LengthTerm(_Term):
-    """The answer's tokens: 1 within [low, high], linearly down to 0 at `falloff` tokens outside; or, with
+    """Tokens of the answer, or of the thought before it: 1 within [low, high], linearly down to 0 at `falloff` tokens outside; or, with
     `free`, minus one for every token over it."""
 
     type: Literal["length"] = "length"
     name: TermName = "length"
+    of: Literal["answer", "thought", "all"] = key("answer", "whose tokens are counted")
     low: CountOrZero | None = key(None, "fewest tokens of the window")
     high: CountOrZero | None = key(None, "most tokens of the window")
     falloff: Count | None = key(None, "tokens outside the window at which the score is 0")
@@ -122,7 +134,7 @@ class FormRules(Section):
                 yield from order_rules(self, low, high)
 
 
-class FormatTerm(FormRules, _Term):
+class FormatTerm(FormRules, _Reading):
     """`passed` where the answer keeps every rule that is set, `failed` where it breaks one."""
 
     type: Literal["format"] = "format"
@@ -131,7 +143,7 @@ class FormatTerm(FormRules, _Term):
     failed: Points = key(-1.0, "score where one is broken")
 
 
-class HttpTerm(_Term):
+class HttpTerm(_Reading):
     """A reward server that speaks OpenRLHF's protocol, such as `ultramed-rl serve-reward`."""
 
     type: Literal["http"] = "http"
@@ -155,7 +167,7 @@ class Scale(Section):
         yield from order_rules(self, "low", "high", equal=False)
 
 
-class JudgeTerm(_Term, JudgeModel):
+class JudgeTerm(_Reading, JudgeModel):
     """The grade of a language model, behind an OpenAI-compatible API or on engines of the run's own."""
 
     type: Literal["judge"] = "judge"
@@ -181,7 +193,7 @@ class JudgeTerm(_Term, JudgeModel):
             )
 
 
-class PairwiseTerm(_Term, JudgeModel):
+class PairwiseTerm(_Reading, JudgeModel):
     """A prompt's answers compared two at a time by a language model, in both orders; contradictory orders are a tie. An
     answer's score, 0 to 1, is what it won."""
 
@@ -197,8 +209,51 @@ class PairwiseTerm(_Term, JudgeModel):
     )
 
 
+class RubricAsking(Section):
+    """How a judge is asked whether an answer meets the criteria of a rubric."""
+
+    template: Address | None = key(None, "a text file with $question, $answer and $criteria; null: our own")
+    together: Few = key(16, "criteria of an answer that are asked of in one request")
+    cache: Address | None = key(
+        None, "where verdicts are kept by digest, for other runs too; null: as long as the run goes on"
+    )
+
+
+class RubricTerm(_Reading, RubricAsking, JudgeModel):
+    """Criteria with points that a prompt carries: points of those that its answer meets, over all positive ones."""
+
+    type: Literal["rubric"] = "rubric"
+    name: TermName = "rubric"
+    column: Column | None = key(
+        None,
+        "of prompts.sources.columns, the one with the criteria; null: rubric or rubrics, which are kept anyway",
+    )
+    clip: bool = key(True, "to 0 to 1; false: below 0 where faults weigh more than what is earned")
+
+
+class PythonTerm(_Reading):
+    """A function of your own, `def score(prompt, answers)`, plain or async: a number for each answer, or named numbers, of which
+    `reward` counts, or else their sum. It runs in processes of its own."""
+
+    type: Literal["python"] = "python"
+    name: TermName = "python"
+    path: Address = Field(
+        description="a Python file and the function in it, as my_reward.py:score; relative to the working directory"
+    )
+    concurrency: Annotated[Concurrency, Field(le=64)] = key(
+        1, "prompts that are asked of at a time, each in a process"
+    )
+    timeout_s: Seconds = key(60.0, "seconds for one prompt's answers")
+    retries: Retries = key(1, "where it raises or gives no numbers; after that the prompt is set aside")
+
+    def problems(self) -> Iterator[str]:
+        if not FUNCTION.fullmatch(self.path):
+            yield f"path={self.path!r}: no function in a file; write FILE.py:NAME, as my_reward.py:score"
+
+
 RewardTerm = Annotated[
-    AnswerTerm | LengthTerm | FormatTerm | HttpTerm | JudgeTerm | PairwiseTerm, Field(discriminator="type")
+    AnswerTerm | LengthTerm | FormatTerm | HttpTerm | JudgeTerm | PairwiseTerm | RubricTerm | PythonTerm,
+    Field(discriminator="type"),
 ]
 
 
@@ -267,6 +322,7 @@ class Reward(Section):
     weight: Factor = key(1.0, "of the reward model beside the terms")
     terms: list[RewardTerm] = key([], "rules, servers and judges that are added by weight, or score alone")
     precision: Precision = "auto"
+    reads: Reads = "answer"
     micro_batch_tokens: ReplicaTokens = 16384
     trust_remote_code: bool = key(False, "run Python code that comes with a reward model")
     architecture: Architecture | None = None

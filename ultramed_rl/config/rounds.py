@@ -28,6 +28,7 @@ from ultramed_rl.config.limits import (
     TopP,
 )
 
+RUBRIC_COLUMNS = ("rubric", "rubrics")
 IGNORE = "columns that are passed over, though they may belong to the prompt"
 
 
@@ -39,6 +40,10 @@ class _Source(Section):
     )
     limit: Count | None = key(None, "read at most so many rows")
     ignore: list[Column] = key([], IGNORE)
+    columns: list[Column] = key(
+        [],
+        "other columns that are kept beside each prompt, for scorers that read them; rubric and rubrics are anyway",
+    )
     share: PositiveShare | None = key(None, "its part of every round's prompts; null: as it has of all")
 
 

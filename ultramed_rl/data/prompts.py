@@ -6,6 +6,7 @@ rows --> drafts --> normalised, de-duplicated, tokenised --> the pool --> held o
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,13 @@ from functools import partial
 
 import numpy as np
 
-from ultramed_rl.config.rounds import MessagesSource, Prompts, PromptSource, QuestionSource
+from ultramed_rl.config.rounds import (
+    RUBRIC_COLUMNS,
+    MessagesSource,
+    Prompts,
+    PromptSource,
+    QuestionSource,
+)
 from ultramed_rl.data.chats import (
     FittingRows,
     Misfit,
@@ -37,7 +44,7 @@ from ultramed_rl.tracking import Progress
 
 Encode = Callable[[Sequence[Message]], list[int]]
 Markers = Callable[[Sequence[Message]], int]
-_Draft = tuple[list[Message], str | None]  # a chat as the row has it, and the answer to it
+_Draft = tuple[list[Message], str | None, str]  # a chat as the row has it, the answer to it, other columns
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ def load_prompts(config: Prompts, encode: Encode, markers: Markers = lambda _: 0
     seen: set[str] = set()
     prompts: list[Prompt] = []
     for place, source in enumerate(config.sources):
-        for messages, answer in read_prompt_rows(source, counts):
+        for messages, answer, extra in read_prompt_rows(source, counts):
             # A chat's identity. Earlier turns count: "And in children?" asks something else in each chat.
             key = "\n".join(normalise_text(m["content"]) for m in messages if m["role"] != "system")
             if key in seen:
@@ -73,7 +80,7 @@ def load_prompts(config: Prompts, encode: Encode, markers: Markers = lambda _: 0
             seen.add(key)
             name = hashlib.sha256(f"{source.type}\n{key}".encode()).hexdigest()[:16]
             chat = _complete(messages, config)
-            prompt = Prompt(name, tuple(chat), TokenIds(encode(chat)), answer, source.type, place)
+            prompt = Prompt(name, tuple(chat), TokenIds(encode(chat)), answer, source.type, place, extra)
             tokens, limit = len(prompt.token_ids), config.max_prompt_tokens
             if tokens <= limit:
                 counts.update(["neutralised"] if markers(prompt.messages) else [])
@@ -110,6 +117,8 @@ def read_prompt_rows(
 
 def _draft(source: PromptSource, row: NotedRow) -> _Draft | str:
     """The row's chat; for a vignette that cleaning drops on purpose, the reason instead."""
+    columns = {name: read_column(row, name) for name in _kept(source, row)}
+    extra = json.dumps(columns, ensure_ascii=False, default=str) if columns else ""
     if isinstance(source, MessagesSource):
         # Up to its last user turn; what the assistant says after it is the answer.
         messages, answers = read_chat(row, source.column).turns, list[str]()
@@ -118,13 +127,13 @@ def _draft(source: PromptSource, row: NotedRow) -> _Draft | str:
         if not messages or messages[-1]["role"] != "user":
             raise Misfit("no turn of role 'user' before the answer")
         check_order(messages, "user")
-        return messages, "\n\n".join(answers) or None
+        return messages, "\n\n".join(answers) or None, extra
     if isinstance(source, QuestionSource):
         messages, answer = read_question(row, source.column), None
         # Answers may be absent row by row, but not of another type.
         if source.answer_column is not None and read_column(row, source.answer_column) not in (None, ""):
             answer = read_text(row, source.answer_column)
-        return messages, answer
+        return messages, answer, extra
     for column in COLUMNS:
         read_text(row, column)
     try:
@@ -133,7 +142,12 @@ def _draft(source: PromptSource, row: NotedRow) -> _Draft | str:
         if misfit.name == "malformed":
             raise
         return misfit.name
-    return [Message(role="user", content=vignette.text)], vignette.answer
+    return [Message(role="user", content=vignette.text)], vignette.answer, extra
+
+
+def _kept(source: PromptSource, row: NotedRow) -> list[str]:
+    """The columns that scorers read: those that are named, and rubrics by their usual names."""
+    return [*source.columns, *(name for name in RUBRIC_COLUMNS if name in row and name not in source.columns)]
 
 
 def _complete(messages: Sequence[Message], config: Prompts) -> list[Message]:

@@ -13,9 +13,12 @@ from typing import Any, Literal
 
 from ultramed_rl.data.chats import Misfit, check_text, read_column
 from ultramed_rl.data.choices import Keys, read_key, read_options, without_options
+from ultramed_rl.evaluation.rubrics import Criterion
+from ultramed_rl.records import Message
 
-Form = Literal["choice", "factoid", "list", "statements", "preference", "chat"]
-JUDGED = {"statements", "preference", "chat"}  # forms whose answers a judge reads
+Form = Literal["choice", "factoid", "list", "statements", "preference", "chat", "rubric"]
+READ_GREEDILY = {"statements", "preference", "chat"}  # forms whose greedy answers a judge reads
+JUDGED = READ_GREEDILY | {"rubric"}  # forms whose answers a language model reads
 Problem = Literal["", "none", "contradiction", "truncated"]
 INSTRUCTION = (
     'Think step by step, and end with the sentence "So, the answer is X.", where X is the letter of the '
@@ -36,6 +39,9 @@ class Item:
     expected: tuple[tuple[str, ...], ...] = ()  # names accepted for each entity that a factoid or list wants
     required: tuple[str, ...] = ()  # K-QA's statements that must be in an answer
     optional: tuple[str, ...] = ()  # those that may be
+    turns: tuple[Message, ...] = ()  # the chat that is asked instead of the question alone
+    criteria: tuple[Criterion, ...] = ()  # of a rubric
+    tags: tuple[str, ...] = ()  # what its figures are also reported by
     follow_up: str = ""  # MT-Bench's second turn, asked after the answer to the first
     beside: tuple[
         str, ...

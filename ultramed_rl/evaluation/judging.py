@@ -30,6 +30,7 @@ from typing import Literal
 
 from ultramed_rl.data.templates import read_template, without_tags
 from ultramed_rl.evaluation.statistics import Interval, paired_bootstrap, wilson_interval
+from ultramed_rl.thoughts import after_thoughts
 
 Verdict = Literal["entailed", "neutral", "contradicted"]
 
@@ -115,8 +116,8 @@ def statement_template(path: str | None, key: str = "judge.template") -> Templat
 
 
 def statement_prompt(question: str, answer: str, statement: str, template: Template) -> str:
-    """What the judge is asked about one statement. Of an answer with reasoning, only what follows `</think>`."""
-    texts = zip(_FIELDS, (question, answer.rpartition("</think>")[2].strip(), statement), strict=True)
+    """What the judge is asked about one statement. Of an answer with reasoning, only what follows it."""
+    texts = zip(_FIELDS, (question, after_thoughts(answer), statement), strict=True)
     return template.substitute({name: without_tags(text, *_FIELDS) for name, text in texts})
 
 
@@ -156,9 +157,8 @@ def read_verdict(reply: str) -> Verdict | None:
 
     Example: "It names no dose.\\n**Verdict:** Neutral" gives "neutral"; "entailed or neutral" gives None.
     """
-    said = reply.rpartition("</think>")[2].partition("<think>")[0]
     # Without Markdown, curly quotes, repeated spaces and empty lines.
-    bare = re.sub(r"[*_`#]+", "", said).translate(str.maketrans("“”‘’", "\"\"''"))
+    bare = re.sub(r"[*_`#]+", "", after_thoughts(reply)).translate(str.maketrans("“”‘’", "\"\"''"))
     text = "\n".join(filter(None, (" ".join(line.split()) for line in bare.splitlines())))
     sentences = [_plain(sentence) for sentence in _SENTENCE_END.split(text)]
     closing, marked, first = sentences[-1], _marked(text), _FIRST.match(text)

@@ -196,7 +196,7 @@ class Lineage:
             own = str(run.path / "initial" / "reward_model")
             self._follow(own if path is None else path, "reward", run.base)
         for term in config.reward.terms:
-            if term.type in ("http", "judge", "pairwise"):
+            if term.type in ("http", "judge", "pairwise", "rubric", "python"):
                 self._note(self.unknown, f"the {term.type} scorer {term.name!r} of {run.name} (reward model)")
 
     def _add(self, run: _TrainedRun, uri: str, role: Role, chats: Callable[[], Chats], suffix: str) -> None:

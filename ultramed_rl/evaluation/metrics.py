@@ -53,8 +53,12 @@ class AnswerMetrics:
             if reason != "reference":
                 self._lengths.append(length)
                 counts[reason] += 1
-                if not completion.text or completion.text.isspace():
-                    counts["empty"] += 1
+                empty = not (answer := completion.answer) or answer.isspace()
+                counts["empty"] += empty
+                if completion.thought_tokens:
+                    counts["thoughts"] += 1
+                    counts["thought_tokens"] += completion.thought_tokens
+                    counts["all_thought"] += empty
             if math.isfinite(item.reward):
                 self._rewards.append(item.reward)
             else:
@@ -71,8 +75,14 @@ class AnswerMetrics:
 
     def metrics(self) -> dict[str, float]:
         """Mean, deviation and quantiles of the finite rewards; of several scorers, each one's mean; of a judge that compares,
-        `bias_...`: the means over answers of what `PairwiseJudge` says of it."""
-        lengths, rewards = summarize(self._lengths), summarize(self._rewards)
+        `bias_...`: the means over answers of what `PairwiseJudge` says of it. Where answers reason,
+        how many do, the tokens of that, and `all_thought_share`: those that say nothing after it, or never end it."""
+        lengths, rewards, counts = summarize(self._lengths), summarize(self._rewards), self._counts
+        thoughts = {
+            "thought_length_mean": counts["thought_tokens"] / max(1, counts["thoughts"]),
+            "thought_share": counts["thoughts"] / lengths.count,
+            "all_thought_share": counts["all_thought"] / lengths.count,
+        }
         return {
             "completions": lengths.count,
             "tokens": sum(self._lengths),
@@ -86,6 +96,7 @@ class AnswerMetrics:
             "reward_p50": rewards.p50,
             "reward_p90": rewards.p90,
             "reward_non_finite": self._counts["non_finite"],
+            **(thoughts if counts["thoughts"] else {}),
             **{f"reward_{name}_mean": self._terms[name] / n for name, n in sorted(self._termed.items())},
             **{f"bias_{name}": total / n for name, (total, n) in sorted(self._biases.items())},
         }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ultramed_rl.evaluation.chat_scores import ChatGrades, WinRates
+from ultramed_rl.evaluation.healthbench import RubricSummary
 from ultramed_rl.evaluation.judging import StatementSummary
 from ultramed_rl.evaluation.results import (
     Average,
@@ -45,6 +46,14 @@ _COMPARISONS = [
     ("only now", "{only_after}"),
     ("McNemar p", "{p_value:.3g}"),
 ]
+_RUBRICS = [
+    *_RESULT,
+    ("score (95 %)", "{score}"),
+    ("length-adjusted", "{adjusted}"),
+    ("worst at k", "{worst}"),
+    ("unread", "{unread}"),
+]
+_RUBRIC_TAGS = [*_RESULT, ("theme or axis", "{tag}"), ("score", "{mean}"), ("answers", "{answers}")]
 _STATEMENTS = [
     ("policy", "{policy}"),
     ("complete", "{comprehensiveness}"),
@@ -251,6 +260,28 @@ def render_judged(judged: Mapping[str, Mapping[str, StatementSummary | WinRates 
             rows[type(summary)].append(row)
     tables = zip((_STATEMENTS, _WINS, _GRADES), rows.values(), strict=True)
     return "\n".join(filter(None, (_table(columns, own) for columns, own in tables)))
+
+
+def render_rubrics(summaries: Mapping[str, Sequence[RubricSummary]]) -> str:
+    """HealthBench's figures by policy, and by theme and axis."""
+    rows, tags = [], []
+    for policy, own in summaries.items():
+        for one in own:
+            what = {"policy": policy, "task": one.task, "protocol": one.protocol}
+            rows.append(
+                what
+                | {
+                    "score": f"{one.score.mean:.3f} [{one.score.low:.3f}, {one.score.high:.3f}]",
+                    "adjusted": f"{one.length_adjusted.mean:.3f}",
+                    "worst": ", ".join(f"{k}: {value:.3f}" for k, value in one.worst_at.items() if k > 1),
+                    "unread": f"{one.unread}",
+                }
+            )
+            tags += [
+                what | {"tag": tag, "mean": f"{mean:.3f}", "answers": f"{count}"}
+                for tag, (mean, count) in one.tags.items()
+            ]
+    return "\n\n".join(filter(None, (_table(_RUBRICS, rows), _table(_RUBRIC_TAGS, tags))))
 
 
 def _table(columns: Sequence[tuple[str, str]], rows: Sequence[Mapping[str, Any]]) -> str:

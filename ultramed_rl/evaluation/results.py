@@ -170,8 +170,8 @@ def sample_curves(
 def _read_answer(question: Question, completion: Completion) -> AnswerReading:
     truncated = completion.finish_reason == "length"
     if question.task.form == "choice":
-        return read_choice(completion.text, question.item.lettered, truncated=truncated)
-    reading = read_names(completion.text)
+        return read_choice(completion.answer, question.item.lettered, truncated=truncated)
+    reading = read_names(completion.answer)
     return AnswerReading((), "truncated") if truncated and not reading.given else reading
 
 

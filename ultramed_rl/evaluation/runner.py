@@ -12,7 +12,7 @@ from operator import attrgetter
 from typing import Any, Protocol, TypeVar
 
 from ultramed_rl.config.benchmarks import Benchmarks
-from ultramed_rl.evaluation.items import JUDGED, Form, Item
+from ultramed_rl.evaluation.items import JUDGED, READ_GREEDILY, Form, Item
 from ultramed_rl.evaluation.report import PolicyReport, report_policy
 from ultramed_rl.evaluation.results import (
     GradedAnswer,
@@ -102,6 +102,9 @@ class BenchmarkRunner:
         self.chat_questions = [question for asked in suite for question in asked.questions]
         self.likelihood_questions = [q for q in self.chat_questions if q.task.continuations is not None]
         self.voted_questions = [q for q in self.chat_questions if q.place == 0 and q.task.form not in JUDGED]
+        self.sampled_questions = [
+            q for q in self.chat_questions if q.place == 0 and q.task.form not in READ_GREEDILY
+        ]
 
     def prepare(
         self, name: str, path: str, tokenizer: ChatTokenizer | None, *, trust_remote_code: bool = False
@@ -127,7 +130,11 @@ class BenchmarkRunner:
             prompts = []
             for question in chats:
                 # A prompt doesn't hold the key: scorers that compare with a reference would make reranking an oracle.
-                messages = (*before, Message(role="user", content=question.task.ask(question.item)))
+                item = question.item
+                messages = (
+                    *before,
+                    *(item.turns or (Message(role="user", content=question.task.ask(item)),)),
+                )
                 tokens = TokenIds(tokenizer.encode_chat(messages))
                 prompts.append(Prompt(question.question_id, messages, tokens, kind=question.task.name))
             check_room(((p.kind, len(p.token_ids)) for p in prompts), self.max_length, answer)
@@ -165,7 +172,7 @@ class BenchmarkRunner:
                 policy.second_prompts, policy.seconds = seconds, answers_to("greedy_second", again)
         if (sampled := self.protocols.get("self_consistency")) is not None:
             how = (sampled.samples, sampled.temperature, sampled.top_p, sampled.max_new_tokens)
-            voted = {q.question_id for q in self.voted_questions}
+            voted = {q.question_id for q in self.sampled_questions}
             requests = [
                 SamplingRequest(prompt, *how, derive_seed(self.seed, "benchmark", prompt.prompt_id))
                 for prompt in policy.prompts
@@ -232,15 +239,33 @@ class BenchmarkRunner:
             graded["greedy"] = grade_answers([p for p in pairs if p[0].task.form not in JUDGED])
         if policy.samples:
             samples = self.protocols["self_consistency"].samples
-            groups = [policy.samples[i : i + samples] for i in range(0, len(policy.samples), samples)]
+            drawn = zip(self.sampled_questions, self._sampled(policy), strict=True)
+            groups = [answers for question, answers in drawn if question.task.form not in JUDGED]
             graded["self_consistency"] = grade_votes(self.voted_questions, groups)
             curves = sample_curves(self.voted_questions, groups, policy.rewards, self.seed)
         return report_policy(policy.name, self.suite, graded, samples, curves)
 
+    def _sampled(self, policy: AskedPolicy) -> list[Sequence[Completion]]:
+        samples = self.protocols["self_consistency"].samples if policy.samples else 1
+        return [policy.samples[i : i + samples] for i in range(0, len(policy.samples), samples)]
+
+    def rubrics(self, policy: AskedPolicy) -> dict[tuple[str, str], list[tuple[Item, Sequence[Completion]]]]:
+        """By task and protocol, the items whose answers a grader reads, with these."""
+        alone = [[answer] for answer in policy.greedy]
+        found: dict[tuple[str, str], list[tuple[Item, Sequence[Completion]]]] = {}
+        for protocol, questions, answers in (
+            ("greedy", self.chat_questions, alone),
+            ("self_consistency", self.sampled_questions, self._sampled(policy)),
+        ):
+            for question, own in zip(questions, answers, strict=True) if answers else ():
+                if question.task.form == "rubric":
+                    found.setdefault((question.task.name, protocol), []).append((question.item, own))
+        return found
+
     def judged(self, policy: AskedPolicy, form: Form) -> list[tuple[Item, Completion]]:
         """The items of a form whose answers a judge reads, with these."""
         pairs = zip(self.chat_questions, policy.greedy, strict=True) if policy.greedy else ()
-        return [(q.item, answer) for q, answer in pairs if q.task.form == form]
+        return [(q.item, answer.without_thought()) for q, answer in pairs if q.task.form == form]
 
     def chats(self, policy: AskedPolicy) -> tuple[list[Prompt], list[Completion]]:
         """MT-Bench's chats with their answers, each with its reference where there is one: first turns, then second ones. A
@@ -250,11 +275,11 @@ class BenchmarkRunner:
         firsts = [row for row in rows if row[0].task.form == "chat"]
         for question, prompt, answer in firsts:
             prompts.append(replace(prompt, answer=(*question.item.beside, "")[0]))
-            answers.append(answer)
+            answers.append(answer.without_thought())
         for (question, *_), prompt, answer in zip(firsts, policy.second_prompts, policy.seconds, strict=True):
             name = f"{prompt.prompt_id}/second"
             prompts.append(replace(prompt, prompt_id=name, answer=(*question.item.beside, "", "")[1]))
-            answers.append(replace(answer, prompt_id=name))
+            answers.append(replace(answer.without_thought(), prompt_id=name))
         return prompts, answers
 
     def _second_prompts(self, policy: AskedPolicy) -> list[Prompt]:
@@ -263,7 +288,7 @@ class BenchmarkRunner:
         for question, prompt, answer in zip(self.chat_questions, policy.prompts, policy.greedy, strict=True):
             if question.item.follow_up:
                 assert policy.chat is not None
-                messages = _second_turn(prompt, answer.text, question.item)
+                messages = _second_turn(prompt, answer.answer, question.item)
                 tokens = TokenIds(policy.chat.encode_chat(messages))
                 found.append(replace(prompt, messages=messages, token_ids=tokens))
         return found

@@ -23,7 +23,7 @@ from ultramed_rl.data.choices import FirstPlace, Keys, settle_keys
 from ultramed_rl.data.files import file_form
 from ultramed_rl.data.likeness import normalise_text
 from ultramed_rl.data.sources import list_sources
-from ultramed_rl.evaluation.items import JUDGED, Item, Row, Task
+from ultramed_rl.evaluation.items import JUDGED, READ_GREEDILY, Item, Row, Task
 from ultramed_rl.evaluation.tasks import find_task
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.models.tokenizer import encode_continuations
@@ -98,7 +98,8 @@ def check_task(config: Benchmarks, choice: TaskChoice) -> Task:
         ValueError: there is none of that name, no protocol asks it, its data have no source, or its answers no judge.
     """
     task, protocols = find_task(choice.name), [protocol.type for protocol in config.protocols]
-    judged = task.form in JUDGED
+    judged = task.form in READ_GREEDILY
+    judge = ("grader", config.grader) if task.form == "rubric" else ("judge", config.judge)
     answering = {"greedy"} if judged else {"greedy", "self_consistency"}
     weighed = task.continuations is not None and "likelihood" in protocols
     if not weighed and answering.isdisjoint(protocols):
@@ -112,9 +113,9 @@ def check_task(config: Benchmarks, choice: TaskChoice) -> Task:
         raise ValueError(
             f"task {task.name!r}: difficulties={choice.difficulties!r} are alpaca_eval's; remove the key"
         )
-    if judged and config.judge is None:
+    if task.form in JUDGED and judge[1] is None:
         raise ValueError(
-            f"task {task.name!r}: needs a judge; set benchmarks.judge (model and base_url of an OpenAI-compatible "
+            f"task {task.name!r}: needs a {judge[0]}; set benchmarks.{judge[0]} (model and base_url of an OpenAI-compatible "
             "API), or leave the task out"
         )
     return task

@@ -17,7 +17,7 @@ _NOTHING = 1e-12  # a sum of squares that is only rounding
 
 
 class LengthFit:
-    """Tokens against reward within prompts, of answers that are added prompt by prompt: a round may have millions."""
+    """Tokens of the answers, without their reasoning, against reward within prompts, of answers that are added prompt by prompt: a round may have millions."""
 
     def __init__(self) -> None:
         self._products = self._tokens = self._rewards = 0.0  # sums over answers, of products and of squares
@@ -47,7 +47,7 @@ class LengthFit:
     def add_answers(self, answers: Iterable[ScoredCompletion]) -> None:
         """A prompt's scored answers; the data's own is not the policy's, and doesn't count."""
         self.add(
-            (len(a.completion.token_ids), a.reward)
+            (a.completion.answer_tokens, a.reward)
             for a in answers
             if a.completion.finish_reason != "reference"
         )

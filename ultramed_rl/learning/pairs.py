@@ -26,7 +26,8 @@ class PairSelector:
     With `listwise` a prompt gives all of its answers of different texts, best first, not just two; an empty one
     only if it scores below the best.
 
-    chosen: the highest finite reward among non-empty texts, the lowest sample index where several have it.
+    chosen: the highest finite reward among non-empty answers, the lowest sample index where several have it; one that is
+    all reasoning is empty.
     rejected, among completions of other text and lower reward: "worst" the lowest; "random" any, by a hash of
     seed, round and prompt id; "near_low" the nearest to mean - 2 sigma of the prompt's finite rewards.
 
@@ -71,7 +72,7 @@ class PairSelector:
         finite = [c for c in answers if math.isfinite(c.reward)]
         if len(finite) < 2:
             return "non_finite" if len(finite) < len(answers) else "too_few"
-        spoken = [c for c in finite if _text(c)]
+        spoken = [c for c in finite if c.completion.answer.strip()]
         if not spoken:
             return "too_few"
         chosen = max(spoken, key=_REWARD)  # the first of equals: the lowest sample
@@ -103,7 +104,7 @@ class PairSelector:
 
 def _ranked(finite: Sequence[ScoredCompletion], chosen: ScoredCompletion) -> list[ScoredCompletion]:
     """The best answer of each text, best first; an empty one only below the chosen."""
-    kept = [c for c in finite if _text(c) or c.reward < chosen.reward]
+    kept = [c for c in finite if c.completion.answer.strip() or c.reward < chosen.reward]
     best_of_text: dict[str, ScoredCompletion] = {}
     for answer in sorted(kept, key=lambda c: (-c.reward, c.completion.sample)):
         best_of_text.setdefault(_text(answer), answer)

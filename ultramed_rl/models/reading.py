@@ -33,26 +33,38 @@ class RewardReader:
     # It was trained here, on answers up to their end of turn, or up to where they were cut off. Another model reads whole
     # chats, with all that its template puts before and after an answer.
     ours: bool = True
+    thoughts: bool = False  # it reads the policy's reasoning, too
 
     @classmethod
-    def of(cls, path: str, policy: ChatTokenizer | None, *, trust_remote_code: bool = False) -> RewardReader:
+    def of(
+        cls,
+        path: str,
+        policy: ChatTokenizer | None,
+        *,
+        trust_remote_code: bool = False,
+        thoughts: bool = False,
+    ) -> RewardReader:
         """The reader for a reward model's path. Raises ValueError: no model, or no tokenizer with a chat template, is
         there."""
         ours = is_ours(path, trust_remote_code=trust_remote_code)
         own = ChatTokenizer(path, trust_remote_code=trust_remote_code, learns=ours)
         if ours and policy is not None and own.same_as(policy):
-            return cls(policy)
-        return cls(own, shared=False, ours=ours)
+            return cls(policy, thoughts=thoughts)
+        return cls(own, shared=False, ours=ours, thoughts=thoughts)
+
+    def takes_tokens(self, completions: Sequence[Completion]) -> bool:
+        """Whether it reads these answers' own tokens, all of them."""
+        return self.shared and (self.thoughts or not any(c.thought_tokens for c in completions))
 
     def read(self, prompt: Prompt, completions: Sequence[Completion]) -> AnswerGroup:
         """Token ids of the prompt and of its answers. What the policy wrote makes no control token of them.
         Raises ValueError: the template refuses the chat."""
-        if self.shared:
+        if self.takes_tokens(completions):
             return AnswerGroup(prompt.token_ids, self.tokenizer.spell_out([c.token_ids for c in completions]))
-        texts = [c.text for c in completions]
+        texts = [c.text if self.thoughts else c.answer for c in completions]
         if self.ours:
             # An answer without any token would have no last one to be read at.
-            cut = [i for i, c in enumerate(completions) if c.finish_reason == "length" and c.text]
+            cut = [i for i, c in enumerate(completions) if c.finish_reason == "length" and texts[i]]
             return AnswerGroup(*self.tokenizer.encode_answers(prompt.messages, texts, cut, checked=False))
         answered = [[*prompt.messages, Message(role="assistant", content=text)] for text in texts]
         rows = self.tokenizer.encode_whole(answered)

@@ -14,6 +14,7 @@ from ultramed_rl.models.controls import ControlTokens
 from ultramed_rl.models.files import load_part
 from ultramed_rl.models.rendering import TEMPLATES, UnfitTemplate, read_template, render_chat
 from ultramed_rl.records import Message
+from ultramed_rl.thoughts import Thinking, marks_in
 from ultramed_rl.token_ids import pack_ids
 
 _MARKER = "ultramed answer probe"
@@ -63,9 +64,11 @@ class ChatTokenizer:
         trust_remote_code: bool = False,
         chat_template: str | None = None,
         learns: bool = True,
+        thinking: str | Sequence[str] = "template",
     ) -> None:
         """`chat_template`: one of TEMPLATES, or a Jinja file, instead of the tokenizer's own. `learns`: answers are
-        learnt or preferred, so that all rules hold; a model that is only asked needs but a prompt and a stop."""
+        learnt or preferred, so that all rules hold; a model that is only asked needs but a prompt and a stop.
+        `thinking`: see `ModelSettings`."""
         self.template = chat_template
         self.backend: Any = load_tokenizer(path, trust_remote_code=trust_remote_code)
         if chat_template is not None:
@@ -85,7 +88,10 @@ class ChatTokenizer:
                 "save it as a fast one (tokenizer.json)",
             )
         asked = [Message(role="user", content="x")]
-        _, before, after = self._frame(asked)
+        opened, before, after = self._frame(asked)
+        self.thinking = self._thinking(thinking, opened)
+        # What the generation prompt writes of a thought beyond what the template puts before an answer.
+        self._opens = self.thinking.opened if self.thinking and opened != before else ""
         self.controls = ControlTokens(self.backend, self._render(asked) + after)
         known = set(self.controls.ids.values())
         end = next((i for i in self.controls.encode([after])[0] if i in known), self.backend.eos_token_id)
@@ -132,7 +138,8 @@ class ChatTokenizer:
         places `unlearnt` apart.
 
         The mask marks all that a policy writes after each generation prompt: the answer (with what the template
-        puts before it, such as Mistral's space) and its end-of-turn token. What the template adds after the
+        puts before it, such as Mistral's space) and its end-of-turn token; where the template opens a thought, after the last
+        one alone. What the template adds after the
         last end-of-turn token is left out, so that a chat's ids are those that a rollout would have given.
 
         Raises:
@@ -140,6 +147,12 @@ class ChatTokenizer:
                 answer as it is.
         """
         assert messages and messages[-1]["role"] == "assistant", "a conversation ends with an answer"
+        if (
+            self._opens
+        ):  # earlier answers stand there as the template leaves them, often without their thoughts
+            asked, (answered,) = self.encode_answers(messages[:-1], [messages[-1]["content"]])
+            last = len(messages) - 1 not in unlearnt
+            return asked + answered, [False] * len(asked) + [last] * len(answered)
         hidden = self._hide(messages)
         text = self._render(hidden)
         borders, learnt = [], []
@@ -184,6 +197,11 @@ class ChatTokenizer:
         closings = []
         for place, answer in enumerate(answers):
             text = self.controls.hide(self.without_end(answer) if checked else answer)
+            if self._opens:
+                assert self.thinking is not None
+                text = self.thinking.go_on(text)
+                closings.append(text if place in cut else text + frame[2])
+                continue
             closed = self._render([*hidden, Message(role="assistant", content=text)])
             if checked:
                 self._check_answer(hidden, frame, text, closed)
@@ -331,6 +349,16 @@ class ChatTokenizer:
             )
         return stop
 
+    def _thinking(self, setting: str | Sequence[str], opened: str) -> Thinking | None:
+        """How reasoning is delimited; `opened`: a chat with the generation prompt, which may begin it."""
+        marks = marks_in(self.backend.get_chat_template()) if isinstance(setting, str) else tuple(setting)
+        if setting == "none" or marks is None:
+            return None
+        begin, end = marks
+        begun = opened[opened.rfind(begin) :] if opened.rstrip().endswith(begin) else ""
+        vocabulary = self.backend.get_vocab()
+        return Thinking(begin, end, begun, (vocabulary.get(begin), vocabulary.get(end)))
+
     def _render(self, messages: Sequence[Message], *, generate: bool = False) -> str:
         """The chat as text, with the generation prompt if `generate`."""
         try:
@@ -366,4 +394,5 @@ def chat_tokenizer(model: Model, *, learns: bool = True) -> ChatTokenizer:
         trust_remote_code=model.trust_remote_code,
         chat_template=model.chat_template,
         learns=learns,
+        thinking=model.thinking,
     )

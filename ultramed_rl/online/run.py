@@ -26,6 +26,7 @@ from ultramed_rl.online.benchmarks import BenchmarkRounds
 from ultramed_rl.online.controller import Controller, prune
 from ultramed_rl.online.watcher import RunWatcher
 from ultramed_rl.records import Checkpoint, PreferenceGroup
+from ultramed_rl.rewards.rubric import check_rubrics
 from ultramed_rl.scheduling.pool import RanksLost
 from ultramed_rl.store import RunDirectory, RunReader
 from ultramed_rl.store.cards import model_card, write_card, write_policy_card
@@ -72,6 +73,7 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult:
         if RunReader(store.path).finished:  # nothing is started
             return conclude(store, list(RunReader(store.path).rounds), progress)
         # Not for a finished run: they ask for secrets.
+        check_rubrics(config.reward.terms, [*pool.training, *pool.held_out])
         scorers = Scorers(config.reward, tokenizer)
         judging = len(config.evaluation.judges) > len(config.evaluation.benchmarks)
         judges = Judges(config.evaluation, tokenizer) if judging else None

@@ -11,6 +11,7 @@ from ultramed_rl.config import AnyConfig
 from ultramed_rl.config.base import Problems, texts_of
 from ultramed_rl.config.document import why_unreadable
 from ultramed_rl.config.recipe import REFERENCE, RecipeConfig
+from ultramed_rl.config.rewards import FUNCTION
 from ultramed_rl.config.run import RunConfig
 from ultramed_rl.config.secrets import read_secret
 from ultramed_rl.config.stages import PreferenceConfig, RewardConfig, SftConfig
@@ -20,7 +21,7 @@ from ultramed_rl.tracking.console import say
 
 COUNTED_BYTES = 32 * 2**20  # a pool of so much text is counted in a second or two
 _TRIED = 50  # samples of each source that a dry run tokenises
-_ROWS = {"uri", "input", "sources", "exemplars_from", "judged", "difficulties"}
+_ROWS = {"uri", "input", "sources", "exemplars_from", "judged", "difficulties", "meta"}
 _MODELS = {"path", "paths", "policies", "tokenizer"}
 
 
@@ -45,12 +46,15 @@ def check_inputs(config: AnyConfig | RecipeConfig) -> None:
 def _check_stage(config: AnyConfig, made: Path | None) -> None:
     """What is in the folder `made` comes of stages before this one."""
     problems = []
-    values = config.to_mapping()
-    for key, name, text in texts_of(values):
+    mapping = config.to_mapping()
+    for key, name, text in texts_of(mapping):
         if text.startswith(REFERENCE) or (made is not None and made in Path(text).parents):
             continue
         try:
-            _check_text(key, name, text, values)
+            if name == "template":
+                _check_template(mapping, key, text)
+            else:
+                _check_text(key, name, text)
         except (ValueError, OSError) as error:
             words = str(error)
             problems.append(words if words.startswith(key) else f"{key}: {words}")
@@ -61,13 +65,17 @@ def _check_stage(config: AnyConfig, made: Path | None) -> None:
     check_models(config, local=True)
 
 
-def _check_text(key: str, name: str, text: str, values: Any) -> None:
+def _check_text(key: str, name: str, text: str) -> None:
     if name.endswith("_env"):
         read_secret(text, key)
     elif name in _ROWS and text != OFFLINE:
         from ultramed_rl.data.sources import list_sources
 
         list_sources(text)
+    elif FUNCTION.fullmatch(text) and name == "path":
+        from ultramed_rl.rewards.function import check_function
+
+        check_function(text, key)
     elif name in _MODELS:
         from ultramed_rl.models.files import check_model
 
@@ -76,23 +84,36 @@ def _check_text(key: str, name: str, text: str, values: Any) -> None:
         from ultramed_rl.models.rendering import read_template
 
         read_template(text, key)
-    elif name == "template" and key.startswith(("reward.terms.", "evaluation.judges.")):
-        from ultramed_rl.rewards.judge import judge_template
-        from ultramed_rl.rewards.pairwise import pairwise_template
-
-        section, part, place, _ = key.split(".")
-        compares = values[section][part][int(place)]["type"] == "pairwise"
-        (pairwise_template if compares else judge_template)(text, key)
-    elif name == "template":
-        from ultramed_rl.evaluation.judging import statement_template
-
-        statement_template(text, key)
     elif name == "labels":
         reason = why_unreadable(Path(text))
         if reason is not None:
             raise ValueError(f"{key}={text!r}: {reason}; name a CSV file")
     elif name == "include_path" and not Path(text).expanduser().is_dir():
         raise ValueError(f"{key}={text!r}: no such folder; name one with task YAMLs")
+
+
+def _check_template(mapping: Any, key: str, text: str) -> None:
+    """What a judge is asked by: its section's `type` says whose; benchmarks have two judges without one."""
+    section, parent = mapping, ""
+    for parent in key.split(".")[:-1]:
+        section = section[int(parent)] if isinstance(section, list) else section[parent]
+    kind = section.get("type", parent)
+    if kind in ("rubric", "grader"):
+        from ultramed_rl.evaluation.rubrics import rubric_template
+
+        rubric_template(text, key)
+    elif kind == "pairwise":
+        from ultramed_rl.rewards.pairwise import pairwise_template
+
+        pairwise_template(text, key)
+    elif kind == "judge" and "type" in section:
+        from ultramed_rl.rewards.judge import judge_template
+
+        judge_template(text, key)
+    else:
+        from ultramed_rl.evaluation.judging import statement_template
+
+        statement_template(text, key)
 
 
 def check_data(config: AnyConfig) -> None:
@@ -125,7 +146,10 @@ def check_data(config: AnyConfig) -> None:
 
     pool = split_pool(load_prompts(prompts, lambda _: []), prompts.held_out, config.run.seed)
     if isinstance(config, RunConfig):
+        from ultramed_rl.rewards.rubric import check_rubrics
+
         check_rounds(pool, prompts, config.run.rounds)
+        check_rubrics(config.reward.terms, [*pool.training, *pool.held_out])
 
 
 def _check_stage_data(config: SftConfig | RewardConfig | PreferenceConfig) -> None:

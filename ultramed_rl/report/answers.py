@@ -37,6 +37,7 @@ class ScoredAnswer:
     sampled: bool  # the policy wrote it; not so of the data's own answer
     empty: bool
     refusal: bool  # it begins as a refusal does, by the data factory's default patterns
+    all_thought: bool = False  # it is reasoning that never ends, or after which nothing is said
 
     @property
     def key(self) -> Key:
@@ -71,9 +72,9 @@ class CountedAnswers:
 
     @cached_property
     def shares(self) -> dict[str, float]:
-        """`answers`: how many; their mean `tokens` and `reward`; and which share is a `refusal`, `empty`, `cut`, or `unscored`:
-        without a finite reward. NaN of none."""
-        names = ("tokens", "reward", "refusal", "empty", "cut")
+        """`answers`: how many; their mean `tokens` and `reward`; and which share is a `refusal`, `empty`, `cut`, `all_thought`,
+        or `unscored`: without a finite reward. NaN of none."""
+        names = ("tokens", "reward", "refusal", "empty", "cut", "all_thought")
         means = {name: mean(getattr(answer, name) for answer in self.answers) for name in names}
         unscored = mean(not answer.scored for answer in self.answers)
         return {"answers": len(self.answers), **means, "unscored": unscored}
@@ -108,7 +109,7 @@ class Change:
 def read_answers(path: Path) -> list[ScoredAnswer]:
     """The scored answers of a file, see `some_files`; none where it isn't there."""
     answers = []
-    columns = ["prompt_id", "sample", "text", "finish_reason", "reward"]
+    columns = ["prompt_id", "sample", "text", "finish_reason", "reward", "answer_start"]
     for shard in some_files(path):
         with told_of(shard), pq.ParquetFile(shard) as file:
             for batch in file.iter_batches(batch_size=_ROWS, columns=[*columns, "token_ids"]):
@@ -119,12 +120,12 @@ def read_answers(path: Path) -> list[ScoredAnswer]:
 
 
 def _scored(
-    tokens: int, prompt_id: str, sample: int, text: str, finish: str, reward: float | None
+    tokens: int, prompt_id: str, sample: int, text: str, finish: str, reward: float | None, start: int
 ) -> ScoredAnswer:
-    text, known = text.strip(), math.nan if reward is None else reward
+    text, known = text[start:].strip(), math.nan if reward is None else reward
     refusal = any(pattern.search(text[:200]) for pattern in _REFUSALS)
     ends = finish == "length", finish != "reference"
-    return ScoredAnswer(prompt_id, sample, tokens, known, *ends, not text, refusal)
+    return ScoredAnswer(prompt_id, sample, tokens, known, *ends, not text, refusal, start > 0 and not text)
 
 
 def read_pairs(path: Path, wanted: set[str]) -> list[Pair]:

@@ -104,8 +104,9 @@ def _draw(one: Round, most: int, seed: int) -> Iterator[tuple[int, int, Sample]]
     places = list(range(len(groups)))
     random.Random(f"{seed} {one.index}").shuffle(places)
     wanted = {groups[place][0].prompt_id for place in places[:most]}
-    answers = rows_of(some_files(one.path / "scored.parquet"), wanted, ["prompt_id", "sample", "text"])
-    texts = {(row["prompt_id"], row["sample"]): row["text"] for row in answers}
+    kept = ["prompt_id", "sample", "text", "details"]
+    answers = rows_of(some_files(one.path / "scored.parquet"), wanted, kept)
+    rows = {(row["prompt_id"], row["sample"]): row for row in answers}
     asked = rows_of(shard_files(one.path / "prompts.parquet"), wanted, ["prompt_id", "messages", "kind"])
     prompts = {row["prompt_id"]: row for row in asked}
     pairs = {pair.chosen[0]: pair for pair in one.pairs}
@@ -118,25 +119,27 @@ def _draw(one: Round, most: int, seed: int) -> Iterator[tuple[int, int, Sample]]
             "k": _cut(str(prompt["kind"])),
             "p": [[_cut(str(m["role"])), _cut(str(m["content"]))] for m in prompt["messages"]],
             "g": short(pair.margin) if pair else None,
-            "c": [_answer(answer, texts.get(answer.key, ""), pair) for answer in ranked],
+            "c": [_answer(answer, rows.get(answer.key, {}), pair) for answer in ranked],
         }
         yield one.index, place, sample
 
 
-def _answer(answer: ScoredAnswer, text: str, pair: Pair | None) -> Sample:
+def _answer(answer: ScoredAnswer, row: dict[str, Any], pair: Pair | None) -> Sample:
     marks = {} if pair is None else {pair.rejected: "rejected", pair.chosen: "chosen"}
     notes = {
         "reference answer of the data": not answer.sampled,
         "cut off": answer.cut,
-        "empty": answer.empty,
+        "all thought": answer.all_thought,
+        "empty": answer.empty and not answer.all_thought,
         "refusal": answer.refusal,
     }
     return {
-        "t": _cut(text),
+        "t": _cut(row.get("text", "")),
         "v": short(answer.reward),
         "n": answer.tokens,
         "m": marks.get(answer.key, ""),
         "o": [note for note, holds in notes.items() if holds],
+        "d": [[_cut(name), short(value)] for name, value in row.get("details") or ()],
     }
 
 

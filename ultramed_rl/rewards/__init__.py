@@ -2,7 +2,9 @@ r"""Scorers of the loop: terms over the same prompts and completions, summed by 
 
     prompts      --> rules.py  right answer, length, form --\
     completions  --> http.py   a reward server            --+--> term.py --> one reward a completion
-                 --> judge.py  a language model's grade   --/
+                 --> judge.py  a language model's grade   --+
+                 --> rubric.py  the criteria that are met --+
+                 --> function.py  a function of your own  --/
 
 `judge_client.py` asks language models, behind an API or on the run's own engines.
 Judges of held-out answers are of the same form, and are not summed; likeness.py is one of them alone.
@@ -19,10 +21,12 @@ from typing import Any
 from ultramed_rl.config.judges import Likeness, RuleCheck
 from ultramed_rl.config.rewards import RewardTerm
 from ultramed_rl.records import Completion, Prompt
+from ultramed_rl.rewards.function import PythonFunction
 from ultramed_rl.rewards.http import RewardClient
 from ultramed_rl.rewards.judge import Judge
 from ultramed_rl.rewards.likeness import AnswerLikeness
 from ultramed_rl.rewards.pairwise import PairwiseJudge
+from ultramed_rl.rewards.rubric import RubricReward
 from ultramed_rl.rewards.rules import AnswerLength, AnswerMatch, FormatRules
 from ultramed_rl.rewards.term import Scores, Term, combine_members, weighted_sum
 
@@ -36,6 +40,8 @@ TERMS: Mapping[str, Callable[[Any, Any], Term]] = {
     "http": RewardClient,
     "judge": lambda config, _: Judge(config),
     "pairwise": lambda config, _: PairwiseJudge(config),
+    "rubric": lambda config, _: RubricReward(config),
+    "python": lambda config, _: PythonFunction(config),
     "rule": lambda config, _: FormatRules(config),
     "likeness": lambda config, _: AnswerLikeness(config),
 }
@@ -51,9 +57,10 @@ def score_terms(
     terms: Mapping[str, Term], prompts: Sequence[Prompt], completions: Sequence[Completion]
 ) -> dict[str, Scores]:
     """What each term says, by its name."""
-    scores = {}
+    scores, answers = {}, [completion.without_thought() for completion in completions]
     for name, term in terms.items():
-        said = term.score(prompts, completions)
+        reads = getattr(getattr(term, "config", None), "reads", "all")
+        said = term.score(prompts, answers if reads == "answer" else completions)
         scores[name] = said if isinstance(said, Scores) else Scores(said, [{} for _ in said])
         count = len(scores[name].values)
         assert count == len(completions), f"{name}: {count} numbers, {len(completions)} answers"

@@ -83,8 +83,10 @@ class RewardClient:
         asked = prompt.token_ids if messages == prompt.messages else tokenizer.encode_chat(messages)
         body, start = list(completion.token_ids), decode(asked)
         end = decode(body[-1:]) if body[-1:] == [tokenizer.end_id] else ""
-        answered = decode([*asked, *body]).removesuffix(end)
-        return start, start + part(answered.removeprefix(start)) + end
+        answer = part(decode([*asked, *body]).removesuffix(end).removeprefix(start)) + end
+        thinking = getattr(tokenizer, "thinking", None) if self.config.reads == "answer" else None
+        start = start.removesuffix(thinking.opened) if thinking else start
+        return start, start + answer
 
     async def _ask(self, session: Session, batch: Sequence[tuple[str, str]]) -> list[float]:
         prompts, texts = map(list, zip(*batch, strict=True))

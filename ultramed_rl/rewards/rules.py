@@ -85,7 +85,12 @@ class AnswerLength:
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
         """0 to 1 in the window's form; 0 or minus the tokens over `free` in the other."""
-        return [self._value(len(completion.token_ids)) for completion in completions]
+        counted = {
+            "answer": lambda c: c.answer_tokens,
+            "thought": lambda c: c.thought_tokens,
+            "all": lambda c: len(c.token_ids),
+        }[self.config.of]
+        return [self._value(counted(completion)) for completion in completions]
 
     def _value(self, tokens: int) -> float:
         config = self.config

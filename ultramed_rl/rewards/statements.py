@@ -100,7 +100,7 @@ def judge_statements(
     again. Raises RuntimeError, ValueError: as `StatementGrader.grade`.
     """
     name = f"statements{place.suffix}"
-    items, texts = [item for item, _ in answered], [answer.text for _, answer in answered]
+    items, texts = [item for item, _ in answered], [answer.answer for _, answer in answered]
 
     def compute(directory: Path) -> dict[str, float]:
         with progress.phase(name.replace("-", ", ", 1), count_statements(items), "statements") as bar:

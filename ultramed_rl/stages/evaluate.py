@@ -16,12 +16,14 @@ from ultramed_rl.cluster.inputs import describe_inputs, describe_rendering
 from ultramed_rl.config import EvaluateConfig
 from ultramed_rl.data.prompts import PromptPool, load_prompts, split_pool
 from ultramed_rl.evaluation.contamination import Contamination, check_contamination, check_readable
+from ultramed_rl.evaluation.healthbench import GraderAgreement, RubricSummary
 from ultramed_rl.evaluation.metrics import AnswerMetrics, change_metrics, prompt_means, tokens_by_prompt
 from ultramed_rl.evaluation.report import (
     PolicyReport,
     compare_reports,
     render_judged,
     render_reports,
+    render_rubrics,
     write_failures,
 )
 from ultramed_rl.evaluation.runner import AnswerPlace, BenchmarkRunner
@@ -31,6 +33,8 @@ from ultramed_rl.models.checks import check_models
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, Prompt, SamplingRequest, ScoredCompletion
 from ultramed_rl.rewards.benchmark_judges import BenchmarkJudges, Judged
+from ultramed_rl.rewards.healthbench import grader_for, judge_rubrics, measure_grader
+from ultramed_rl.rewards.rubric import check_rubrics
 from ultramed_rl.stages.general import GeneralResult, check_general, run_general
 from ultramed_rl.store import ArtifactFolder, WorkDirectory
 from ultramed_rl.store.artifacts import read_json, read_numbers
@@ -43,7 +47,7 @@ from ultramed_rl.workers.stage import ComparedPolicy, EvaluationWorkers
 Metrics = dict[str, float]
 RESULTS = "results.json"
 # What is said of a policy besides: its contamination, a judge's verdicts, lm-evaluation-harness's figures.
-Further = Contamination | Judged | GeneralResult
+Further = Contamination | Judged | RubricSummary | GraderAgreement | GeneralResult
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,10 @@ def load_policy(config: EvaluateConfig, name: str, path: str) -> ComparedPolicy:
         return ComparedPolicy(name, path, None)
     trust, template = config.policy.trust_remote_code, config.chat_templates.get(name)
     try:
-        chat = ChatTokenizer(path, trust_remote_code=trust, chat_template=template, learns=False)
+        thinking = config.policy.thinking
+        chat = ChatTokenizer(
+            path, trust_remote_code=trust, chat_template=template, learns=False, thinking=thinking
+        )
         return ComparedPolicy(name, path, chat)
     except ValueError as error:
         if "no chat template" not in str(error):
@@ -173,6 +180,7 @@ class PolicyBenchmarks:
         for asked in self.suite:
             progress.say(describe(asked))
         self.judges = BenchmarkJudges(self.suite, self.benchmarks)
+        self.grader = grader_for(self.suite, self.benchmarks.grader)
         if self.benchmarks.general is not None:
             check_general(self.benchmarks.general, config.cluster.device)
         if self.benchmarks.contamination is not None and self.suite:
@@ -253,12 +261,29 @@ class PolicyBenchmarks:
             self.further[name] |= judged[name]
         if any(judged.values()):
             self.progress.say(render_judged(judged))
+        self._grade(ArtifactFolder(folder))
         if (general := self.benchmarks.general) is not None:
             precision, cluster = self.config.policy.precision, self.config.cluster
             for name, policy in self.asked.items():
                 output = folder / f"general-{name}"
                 result = run_general(general, policy.path, cluster, precision, output)
                 self.further[name]["general"] = result
+
+    def _grade(self, artifacts: ArtifactFolder) -> None:
+        """What a grader makes of answers by their rubrics."""
+        grader, config = self.grader, self.benchmarks.grader
+        if grader is None or config is None:
+            return
+        rubrics: dict[str, list[RubricSummary]] = {}
+        for name, policy in self.asked.items():
+            place, answered = AnswerPlace(artifacts, suffix=f"-{name}"), self.runner.rubrics(policy)
+            rubrics[name] = judge_rubrics(grader, answered, place, self.progress, self.config.run.seed)
+            for summary in rubrics[name]:
+                self.further[name][f"{summary.task}_{summary.protocol}"] = summary
+        self.progress.say(render_rubrics(rubrics))
+        if (agreement := measure_grader(grader, config, artifacts, self.progress)) is not None:
+            for further in self.further.values():
+                further["grader"] = agreement
 
 
 def describe(asked: AskedTask) -> str:
@@ -295,6 +320,7 @@ class HeldOutPrompts:
         self.prompts = {
             n: list(split_pool(PromptPool(own), count, seed).held_out) for n, own in shared.items()
         }
+        check_rubrics(config.reward.terms, next(iter(self.prompts.values())))
 
     def ask(self, workers: EvaluationWorkers, artifacts: ArtifactFolder, policy: ComparedPolicy) -> None:
         """One policy's answers."""

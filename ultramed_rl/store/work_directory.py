@@ -57,7 +57,17 @@ _HARMLESS = (
 # A reward server or judge may have moved: its address never told what answers there, so that another address tells no more
 # than the same one. A judge's model, which decides, is named beside it.
 _SERVICE = re.compile(r"(reward\.terms|evaluation\.judges)\.\d+\.|benchmarks\.judge\.")
-_WHERE = {"url", "base_url", "token_env", "api_key_env", "timeout_s", "retries", "concurrency", "batch_size"}
+_WHERE = {
+    "url",
+    "base_url",
+    "token_env",
+    "api_key_env",
+    "timeout_s",
+    "retries",
+    "concurrency",
+    "batch_size",
+    "cache",
+}
 _ENDPOINT_LIMITS = Endpoint.model_fields.keys() - DECIDES
 
 # Of a committed round what cannot be made again by itself: later rounds follow from it.

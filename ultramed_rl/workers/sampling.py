@@ -43,6 +43,7 @@ class SamplingWorkers:
         """Without a tokenizer the engines score options and answer nothing."""
         self.cluster, self.model = config.cluster, config.policy
         self.stop_token = None if tokenizer is None else tokenizer.end_id
+        self.thinking = None if tokenizer is None else tokenizer.thinking
         self.policy_precision = resolve_precision(config.policy.precision, config.cluster.device)
         self.weights: tuple[str, int] = ("", -1)  # what a replaced engine starts with
         self.deployment = Deployment(config)
@@ -105,6 +106,7 @@ class SamplingWorkers:
             sleep_level=int(self.turns and self.cluster.device == "cuda"),
             trust_remote_code=self.model.trust_remote_code,
             revision=split_revision(model)[1],
+            thinking=self.thinking,
         )
 
     # -- generate ------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ offer(prompt, answers) -+                                                 +--> r
 
 from __future__ import annotations
 
+import logging
 import math
 import queue
 import threading
@@ -32,6 +33,7 @@ from ultramed_rl.scheduling.scheduler import Scheduler, feed
 from ultramed_rl.workers.deployment import Replicas
 from ultramed_rl.workers.judges import EngineJudge
 
+logger = logging.getLogger(__name__)
 Advance = Callable[[int], None]
 Columns = dict[str, list[float]]  # each scorer's numbers of a prompt's answers
 _Result = tuple[str, Columns, list[dict[str, float]], str]
@@ -52,7 +54,8 @@ class _Pending:
 
 @dataclass(frozen=True)
 class Scored:
-    """A prompt's scored answers in their order; none, and an error, where no scorer could be brought to it.
+    """A prompt's scored answers in their order, and why it is to be set aside: no reward model could be brought to it, so that
+    there are none; or a term has no numbers for them.
 
     Attributes:
         neutralised: see `Scorers.neutralised`.
@@ -152,7 +155,7 @@ class AnswerScorers(ABC):
         spelt = None
         for model, reader in zip(self.models, self.readers, strict=True):
             group = reader.read(prompt, completions)
-            spelt = group.answers if reader.shared else spelt
+            spelt = group.answers if reader.takes_tokens(completions) else spelt
             tokens = group.packed_tokens
             model.pool.offer(WorkItem(prompt.prompt_id, tokens, float(tokens)), group)
         self.terms.offer(prompt, completions)
@@ -220,8 +223,10 @@ class AnswerScorers(ABC):
             gave_up.callback(scheduler.forget)
             gave_up.callback(self.forget)
             for scored in self.stream(source, scheduler):
-                if scored.error:
+                if scored.error and not scored.answers:
                     raise RuntimeError(f"{scored.prompt_id}: its answers could not be scored: {scored.error}")
+                if scored.error:
+                    logger.warning("prompt %s has no reward: %s", scored.prompt_id, scored.error)
                 answers |= {(scored.prompt_id, s.completion.sample): s for s in scored.answers}
                 advance(len(scored.answers))
             gave_up.pop_all()
@@ -247,7 +252,7 @@ class AnswerScorers(ABC):
         pending.error = pending.error or error
         if len(pending.columns) == len(self._columns):
             del self._pending[prompt_id]
-            answers = [] if pending.error else self._combine(pending)
+            answers = [] if None in pending.columns.values() else self._combine(pending)
             self._ready.append(Scored(prompt_id, answers, pending.neutralised, pending.error))
 
     def _combine(self, pending: _Pending) -> list[ScoredCompletion]:
@@ -271,7 +276,7 @@ class Scorers(AnswerScorers):
     def __init__(self, config: Reward, policy: ChatTokenizer) -> None:
         self.config, count = config, len(config.paths)
         columns = ["model"] if count == 1 else [f"model_{k}" for k in range(1, count + 1)]
-        readers = [_reader(path, policy, config.trust_remote_code) for path in config.paths]
+        readers = [_reader(path, policy, config) for path in config.paths]
         terms = {term.name: make_term(term, policy) for term in config.terms}
         super().__init__(policy, dict(zip(columns, readers, strict=True)), terms)
         # Reward per token that is taken off. One that is to be fitted isn't known yet.
@@ -297,7 +302,7 @@ class Scorers(AnswerScorers):
         scored = super()._combine(pending)
         if self.config.length_slope is None:
             return scored
-        lengths = [self.length_slope * len(answer.completion.token_ids) for answer in scored]
+        lengths = [self.length_slope * answer.completion.answer_tokens for answer in scored]
         return [
             replace(answer, reward=answer.reward - length, terms={**answer.terms, RAW: answer.reward})
             for answer, length in zip(scored, lengths, strict=True)
@@ -312,7 +317,7 @@ class Judges(AnswerScorers):
     """
 
     def __init__(self, config: Evaluation, policy: ChatTokenizer) -> None:
-        readers = {j.name: _reader(j.path, policy, j.trust_remote_code) for j in config.models}
+        readers = {j.name: _reader(j.path, policy, j) for j in config.models}
         others = [j for j in config.judges if not isinstance(j, ModelJudge | BenchmarkJudge)]
         super().__init__(policy, readers, {judge.name: make_term(judge, policy) for judge in others})
 
@@ -326,12 +331,13 @@ class Judges(AnswerScorers):
         return [math.nan] * max(map(len, columns.values()))
 
 
-def _reader(path: str | None, policy: ChatTokenizer, trust_remote_code: bool) -> RewardReader:
+def _reader(path: str | None, policy: ChatTokenizer, config: Reward | ModelJudge) -> RewardReader:
     """How a reward model is read; one that the run trains itself has the policy's tokens."""
+    trust, thoughts = config.trust_remote_code, config.reads == "all"
     if path is None:
-        return RewardReader(policy)
-    check_reward_model(path, trained=True, trust_remote_code=trust_remote_code)
-    return RewardReader.of(path, policy, trust_remote_code=trust_remote_code)
+        return RewardReader(policy, thoughts=thoughts)
+    check_reward_model(path, trained=True, trust_remote_code=trust)
+    return RewardReader.of(path, policy, trust_remote_code=trust, thoughts=thoughts)
 
 
 class TermScorer:

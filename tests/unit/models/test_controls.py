@@ -252,7 +252,7 @@ UNFIT = {
     "no generation prompt": CHATML.split("{% if add_generation_prompt")[0],
     "no end of turn": CHATML.replace("<|im_end|>", ""),
     "rewritten answers": CHATML.replace("m['content']", "m['content'] | upper"),
-    "another beginning": CHATML.replace("assistant\n{% endif", "assistant\n<think>\n{% endif"),
+    "another beginning": CHATML.replace("assistant\n{% endif", "assistant\n<note>\n{% endif"),
 }
 
 

@@ -269,7 +269,7 @@ BROKEN = {
     )
     + OPENED,
     r"'Yes\.'": CHATML.replace("m['content']", "m['content'] | replace('Yes', 'No')"),
-    r"'.*<think>\\n'": CHATML.replace("assistant\n{% endif", "assistant\n<think>\n{% endif"),
+    r"'.*<note>\\n'": CHATML.replace("assistant\n{% endif", "assistant\n<note>\n{% endif"),
     r"'<\|im_start\|>assistant\\n'.*\badd_generation_prompt\b": CHATML.removesuffix(OPENED),
     r"'<\|im_end\|>'": CHATML.replace("<|im_end|>", ""),
 }

@@ -198,6 +198,12 @@ def test_the_pair_audit_counts_ties_and_identical_answers(tmp_path: Path) -> Non
     assert [a["m"] for a in found[2]["c"]] == ["chosen", "", "", "rejected"]
 
 
+def test_verdicts_stand_under_their_answer(tmp_path: Path) -> None:
+    plan = Plan(rounds=1, prompts=1, details=lambda r, p, s: {"rubric [+5] Names the dose": float(s % 2)})
+    (sample,) = samples(report(make_run(tmp_path, plan)))
+    assert [a["d"] for a in sample["c"]] == [[["rubric [+5] Names the dose", s % 2]] for s in (3, 2, 1, 0)]
+
+
 @pytest.mark.parametrize(
     ("tokens", "slope", "flagged"),
     [

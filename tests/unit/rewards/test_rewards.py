@@ -213,6 +213,7 @@ def test_order_of_completions_and_prompts_is_free(
             {"type": "judge", "model": "m", "base_url": "http://x/v1", "scale": {"low": 5, "high": 5}},
             r"low=5(\.0)?: .*high=5",
         ),
+        ({"type": "python", "path": "my_reward.py"}, "my_reward.py"),
         ({"type": "unknown"}, "tag"),
         ({"type": "answer", "wieght": 1}, "wieght"),
     ],
@@ -249,6 +250,8 @@ def test_terms_come_back_from_their_dump() -> None:
         {"type": "format", "ended": True, "name": "cut"},
         {"type": "http", "url": "http://h/get_reward"},
         {"type": "judge", "model": "m", "base_url": "http://h/v1"},
+        {"type": "rubric", "model": "m", "base_url": "http://h/v1"},
+        {"type": "python", "path": "my_reward.py:score"},
         {"type": "pairwise", "engine": {"path": "judge"}},
     ]
     assert {s["type"] for s in sections} == set(TERMS) - {"rule", "likeness"}, "which judge alone"

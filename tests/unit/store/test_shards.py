@@ -236,7 +236,12 @@ RECORDS = {
 def plain_row(record: Any) -> dict[str, Any]:
     """A record's row as the schema has it, of Python's own values."""
     if isinstance(record, ScoredCompletion):
-        return {**plain_row(record.completion), "reward": record.reward, "terms": record.terms}
+        return {
+            **plain_row(record.completion),
+            "reward": record.reward,
+            "terms": record.terms,
+            "details": record.details,
+        }
     if isinstance(record, PreferenceGroup):
         prompt = plain_row(record.prompt)
         said = [[{"role": "assistant", "content": c.text}] for c in record.completions]

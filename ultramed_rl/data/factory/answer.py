@@ -29,7 +29,6 @@ from ultramed_rl.data.factory.step import (
     Form,
     Keep,
     Row,
-    after_thoughts,
     assistant,
     name_of,
     user,
@@ -37,6 +36,7 @@ from ultramed_rl.data.factory.step import (
 from ultramed_rl.data.likeness import Embed, check_unit_vectors, normalise_text, read_stem
 from ultramed_rl.data.vignettes import read_letter as closing_letter
 from ultramed_rl.records import Message
+from ultramed_rl.thoughts import after_thoughts
 
 ReadLetter = Callable[[str, Mapping[str, str]], str | None]
 FindExemplars = Callable[[Row], Sequence[tuple[str, str]]]

@@ -16,8 +16,9 @@ from ultramed_rl.data.chats import Misfit
 from ultramed_rl.data.factory.answer import is_cut
 from ultramed_rl.data.factory.instructions import question_text
 from ultramed_rl.data.factory.judgements import Candidate
-from ultramed_rl.data.factory.step import Ask, End, Fail, Keep, Row, after_thoughts, name_of, user
+from ultramed_rl.data.factory.step import Ask, End, Fail, Keep, Row, name_of, user
 from ultramed_rl.records import Message
+from ultramed_rl.thoughts import after_thoughts
 
 logger = logging.getLogger(__name__)
 

@@ -16,13 +16,13 @@ from ultramed_rl.data.factory.step import (
     Keep,
     Miss,
     Row,
-    after_thoughts,
     ask_until,
     object_schema,
     read_object,
     read_text,
     user,
 )
+from ultramed_rl.thoughts import after_thoughts
 
 LOW, HIGH = 1.0, 10.0
 _SCALE = re.compile(

@@ -17,11 +17,12 @@ from pathlib import Path
 from string import Template
 from typing import Any, Protocol, TypeVar
 
-from ultramed_rl.config.factory_steps import Asking, Evolve, Score, Textbook, Topics
+from ultramed_rl.config.factory_steps import Asking, Evolve, Score, Textbook, Topics, WriteRubric
 from ultramed_rl.data.identity import row_id
 from ultramed_rl.data.templates import read_template, without_tags
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.records import ChatReply, ChatRequest, Message
+from ultramed_rl.thoughts import after_thoughts
 
 Row = Mapping[str, Any]
 Schema = Mapping[str, Any]  # of JSON
@@ -155,7 +156,7 @@ def assistant(text: str) -> Message:
 
 async def ask_until(
     ask: Ask,
-    config: Textbook | Topics | Evolve | Score,
+    config: Textbook | Topics | Evolve | Score | WriteRubric,
     messages: Sequence[Message],
     schema: Schema | None,
     read: Callable[[str], T | Miss],
@@ -177,11 +178,6 @@ def once_more(messages: Sequence[Message], text: str, miss: Miss) -> list[Messag
     """The chat that asks again and names what the last reply lacks."""
     said = after_thoughts(text) or "(empty)"  # an empty turn is refused by some chat templates and APIs
     return [*messages, assistant(said), user(_RETRY.render(problem=miss.detail))]
-
-
-def after_thoughts(text: str) -> str:
-    """A reply without its thoughts, trimmed; thoughts that never end leave nothing."""
-    return text.rpartition("</think>")[2].partition("<think>")[0].strip()
 
 
 def read_object(text: str) -> dict[str, Any] | None:

@@ -9,6 +9,11 @@ from types import MappingProxyType
 from ultramed_rl.evaluation.items import Task
 from ultramed_rl.evaluation.tasks.alpaca_eval import ALPACA_EVAL
 from ultramed_rl.evaluation.tasks.bioasq import BIOASQ_FACTOID, BIOASQ_LIST, BIOASQ_YESNO
+from ultramed_rl.evaluation.tasks.healthbench import (
+    HEALTHBENCH,
+    HEALTHBENCH_CONSENSUS,
+    HEALTHBENCH_HARD,
+)
 from ultramed_rl.evaluation.tasks.kqa import KQA
 from ultramed_rl.evaluation.tasks.medmcqa import MEDMCQA
 from ultramed_rl.evaluation.tasks.medqa import MEDQA
@@ -18,7 +23,8 @@ from ultramed_rl.evaluation.tasks.mt_bench import MT_BENCH
 from ultramed_rl.evaluation.tasks.pubmedqa import PUBMEDQA
 
 _CHOICES = (MEDQA, MEDMCQA, PUBMEDQA, MMLU_MEDICAL, MEDXPERTQA, MMLU_PRO_HEALTH, BIOASQ_YESNO)
-_OTHERS = (BIOASQ_FACTOID, BIOASQ_LIST, KQA, ALPACA_EVAL, MT_BENCH)
+_HEALTHBENCH = (HEALTHBENCH, HEALTHBENCH_HARD, HEALTHBENCH_CONSENSUS)
+_OTHERS = (BIOASQ_FACTOID, BIOASQ_LIST, KQA, *_HEALTHBENCH, ALPACA_EVAL, MT_BENCH)
 TASKS: Mapping[str, Task] = MappingProxyType({task.name: task for task in (*_CHOICES, *_OTHERS)})
 
 

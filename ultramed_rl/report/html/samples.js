@@ -1,6 +1,6 @@
 // Filters, searches and pages through prompts and their answers. Each sample is {r: round, k: kind, p: [[role, text]],
 // g: margin or null, c: answers, best first}, an answer {t: text, v: reward or null, n: tokens,
-// m: "chosen", "rejected" or "", o: notes}. Texts are set as text alone, never as markup.
+// m: "chosen", "rejected" or "", o: notes, d: [[what its reward was made of, number]]}. Texts are set as text alone, never as markup.
 "use strict";
 (() => {
   const PAGE = 8;
@@ -48,6 +48,8 @@
     line.append(make("span", "", `${answer.n} tokens`));
     for (const note of answer.o) line.append(make("span", "", note));
     node.append(marked(answer.t, sought));
+    const details = answer.d.length ? node.appendChild(make("ul", "details")) : null;
+    for (const [name, value] of answer.d) details.append(make("li", "", `${{ 0: "✗", 1: "✓" }[value] ?? value} ${name}`));
     return node;
   };
   const sampleNode = (sample, sought) => {

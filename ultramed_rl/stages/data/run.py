@@ -26,6 +26,7 @@ from ultramed_rl.config.factory_steps import (
     Score,
     Textbook,
     Topics,
+    WriteRubric,
 )
 from ultramed_rl.config.models import DECIDES
 from ultramed_rl.data.chats import MISFITS_ALLOWED, FittingRows
@@ -34,6 +35,7 @@ from ultramed_rl.data.factory.candidates import CandidateStep, gather_candidates
 from ultramed_rl.data.factory.evolve import EvolveStep
 from ultramed_rl.data.factory.feedback import FeedbackStep
 from ultramed_rl.data.factory.instructions import read_instruction
+from ultramed_rl.data.factory.rubric import RubricStep
 from ultramed_rl.data.factory.rule_judge import RuleJudgeStep
 from ultramed_rl.data.factory.runner import run_step
 from ultramed_rl.data.factory.score import ScoreStep
@@ -65,7 +67,12 @@ from ultramed_rl.tracking import Progress, Tracker, watched
 OUTPUT = "records"
 REPLIES = "replies"  # beside the runs: what APIs have answered, known to all of them
 JOURNAL = "work/replies.jsonl"  # of a run at a URL: the same, for the next machine
-_ALONE: Mapping[type, Callable[[Any], Step]] = {Topics: TopicsStep, Evolve: EvolveStep, Score: ScoreStep}
+_ALONE: Mapping[type, Callable[[Any], Step]] = {
+    Topics: TopicsStep,
+    Evolve: EvolveStep,
+    Score: ScoreStep,
+    WriteRubric: RubricStep,
+}
 
 
 def make_data(config: DataConfig, *, resume: bool = False, retry_failed: bool = False) -> Path:
