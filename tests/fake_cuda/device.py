@@ -147,17 +147,16 @@ def fake_gpu(answers: dict[str, Callable[[int], Sequence[float]]]) -> Iterator[C
 
 
 def _place() -> str:
-    """actors/engine.py:Engine.step"""
+    """actors/engine.py:Engine.step: the innermost function of this project or of a library that computes for it."""
     frame = sys._getframe(2)
-    outer = ""
     while frame is not None:
-        file = frame.f_code.co_filename
-        if "/ultramed_rl/" in file or "/benchmarks/" in file:
-            return f"{file.rsplit('/ultramed_rl/', 1)[-1].rsplit('/benchmarks/', 1)[-1]}:{frame.f_code.co_qualname}"
-        if not outer and ("/transformers/" in file or "/peft/" in file):
-            outer = f"{'/'.join(file.split('/')[-2:])}:{frame.f_code.co_qualname}"
+        file, function = frame.f_code.co_filename, frame.f_code.co_qualname
+        for package in ("ultramed_rl", "benchmarks", "transformers", "peft"):
+            if f"/{package}/" in file and "/tests/" not in file:
+                inner = file.rsplit(f"/{package}/", 1)[-1]
+                return f"{'' if package == 'ultramed_rl' else package + '/'}{inner}:{function}"
         frame = frame.f_back  # type: ignore[assignment]
-    return outer or f"{threading.current_thread().name}"
+    return threading.current_thread().name
 
 
 def move(module: Any) -> Any:

@@ -36,7 +36,7 @@ from ultramed_rl.actors.scorer import ReferenceWorker, RewardWorker
 from ultramed_rl.actors.trainer import RewardTrainWorker, TrainWorker
 from ultramed_rl.actors.work import TrainingPlace
 from ultramed_rl.config.models import LoRA
-from ultramed_rl.config.objectives import DPO, Objective
+from ultramed_rl.config.objectives import DPO, Mixture, Objective
 from ultramed_rl.config.rounds import Training
 from ultramed_rl.config.stages import BradleyTerry, LogExp
 from ultramed_rl.learning.packing import AnswerGroup
@@ -211,18 +211,20 @@ def faulty(hook: Callable[[torch.Tensor], Any]) -> Callable[[], Work]:
     return lambda: prefer(DPO(), hook=lambda module, arguments, output: hook(output))
 
 
+# FlexAttention is compiled; JetMoe reads from the GPU how many tokens each expert has; a part of Falcon's bias is made in C++.
+UNFOLLOWED = ("gemma2-window", "gpt-oss-window", "jetmoe", "falcon-alibi")
+MIXED = Mixture(parts=[{"weight": 1.0, "objective": {"type": kind}} for kind in ("dpo", "raft")])
 ADAPTERS = LoRA(rank=4, alpha=8)
 GROUPS: dict[str, dict[str, Callable[[], Work]]] = {
     "objectives": {
-        one.model_fields["type"].default: lambda one=one: prefer(one())
+        one.model_fields["type"].default: lambda one=one: prefer(MIXED if one is Mixture else one())
         for one in get_args(get_args(Objective)[0])
     },
-    "packed": {f"packed {name}": lambda name=name: prefer(DPO(), name) for name in PACKED},
-    # JetMoe reads from the GPU how many tokens each expert has; a part of Falcon's bias is made where no fake can follow.
+    "packed": {
+        f"packed {name}": lambda name=name: prefer(DPO(), name) for name in PACKED if name not in UNFOLLOWED
+    },
     "padded": {
-        f"padded {name}": lambda name=name: prefer(DPO(), name)
-        for name in PADDED
-        if name not in ("jetmoe", "falcon-alibi")
+        f"padded {name}": lambda name=name: prefer(DPO(), name) for name in PADDED if name not in UNFOLLOWED
     },
     "others": {
         "lora": lambda: prefer(DPO(), lora=ADAPTERS),
@@ -231,7 +233,7 @@ GROUPS: dict[str, dict[str, Callable[[], Work]]] = {
         "sft padded": lambda: imitate("granite"),
         "reward": lambda: rank_answers(BradleyTerry(margin="score_difference", centering=0.01)),
         "reward log_exp": lambda: rank_answers(LogExp()),
-        "reward padded": lambda: rank_answers(BradleyTerry(), "gemma2"),
+        "reward padded": lambda: rank_answers(BradleyTerry(), "granite"),
         "score reference": lambda: score(ReferenceWorker),
         "score reward": lambda: score(RewardWorker),
         # Three steps, after the product's own look at what the GPU can.

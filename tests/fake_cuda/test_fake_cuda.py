@@ -20,16 +20,13 @@ STEP = {"tolist actors/engine.py:Engine.step": 1}
 _SCORING = {"tolist actors/scorer.py:score_groups": 3}  # each pass gives its numbers
 # Three steps; their measure of what the GPU can is eight products, each waited for before and after.
 _CHECK = {"tolist actors/engine.py:Engine.step": 3, "synchronize actors/trainer.py:_finish": 16}
-# Eager attention, which caps scores or adds alibi, gets its masks with a constant of the host: two masks, or one, a pass.
+# Eager attention, which alibi needs, gets its mask with a constant of the host, once a pass.
 _MASKS = "blocking copy transformers/masking_utils.py:eager_mask"
 # Where it waits for something else, or more often.
 WAITS: dict[str, dict[str, int]] = {
     "own base": _SCORING,
     "score reference": _SCORING,
     "score reward": _SCORING,
-    **{
-        name: STEP | {_MASKS: 4} for name in ("padded gemma2", "padded gemma2-capped-logits", "reward padded")
-    },
     "padded bloom": STEP | {_MASKS: 2},
     "gpu_check": _CHECK,
     "gpu_check lora": _CHECK,

@@ -405,10 +405,10 @@ class Engine:
         if self.device.type == "cpu":
             return
         if self.spec.group.zero_stage > 0:
-            optimizer = vars(self.backend.optimizer)
-            pinned = {name: kept for name, kept in optimizer.items() if name.endswith("_pin_buffers")}
+            held = vars(self.backend.optimizer)
+            pinned = {name: kept for name, kept in held.items() if name.endswith("_pin_buffers")}
             self.backend.reload_states()
-            optimizer.update(pinned)  # stages 1 and 2 give them up, and would lock others the next time
+            held.update(pinned)  # stages 1 and 2 give them up, and would lock others the next time
         self._host.restore(self._left(), self.device)
         self._move_gradients(self.device)
 

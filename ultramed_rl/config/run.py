@@ -12,7 +12,7 @@ from pydantic import Field
 
 from ultramed_rl.config.base import Section, key
 from ultramed_rl.config.benchmarks import RoundBenchmarks, room_rules
-from ultramed_rl.config.cluster import Cluster, SamplingCluster
+from ultramed_rl.config.cluster import Cluster, EngineGroup, SamplingCluster
 from ultramed_rl.config.judge_models import POLICY, JudgeEngine, JudgeModel
 from ultramed_rl.config.judges import REWARD, Evaluation, Likeness, benchmark_rules
 from ultramed_rl.config.limits import Address, Few, FewOrZero, Label, Name, Seconds, Seed, Tag, TermName
@@ -310,7 +310,9 @@ def device_rules(
     cluster: Cluster | SamplingCluster, precision: str, judges: Mapping[str, JudgeEngine]
 ) -> Iterator[str]:
     """Rules of engines on CPU, and of 8-bit ones: the policy's, whose own `precision` this is, and judges' by their keys."""
-    groups = {"cluster.rollout": (cluster.rollout, cluster.rollout.precision or precision)}
+    groups: dict[str, tuple[EngineGroup, str]] = {
+        "cluster.rollout": (cluster.rollout, cluster.rollout.precision or precision)
+    }
     groups |= {f"{name}: engine": (engine, engine.precision) for name, engine in judges.items()}
     for name, (group, rounded) in groups.items():
         if cluster.device == "cpu" and group.kv_cache_gib is None:

@@ -112,7 +112,11 @@ def judge_duels(
             yield row | {"verdicts": [first.value, second.value], "replies": [first.text, second.text]}
 
     rows = _kept("alpaca_eval", place, compute, prompts, judge.config.model)
-    return [Duel(row["item_id"], *row["verdicts"], len(row["answer"]), len(row["baseline"])) for row in rows]
+    return [
+        Duel(row["item_id"], first, second, len(row["answer"]), len(row["baseline"]))
+        for row in rows
+        for first, second in [row["verdicts"]]
+    ]
 
 
 def judge_chats(

@@ -82,7 +82,7 @@ def test_ranks_that_share_a_micro_batch_divide_its_activations() -> None:
         for k in (1, 4)
     }
     logits = 2 * 1046 * 128256 * 4
-    layers = 16384 * 2 * (32 * 4096 + 10 * 4096 + 4 * 14336)
+    layers = 16384 * 2 * (32 * 4096 + 12 * 4096 + 4 * 14336)
     assert sizes[1]["activations"] == layers + logits
     assert sizes[4]["activations"] == layers // 4 + logits
     assert {k: v for k, v in sizes[1].items() if k != "activations"} == {
