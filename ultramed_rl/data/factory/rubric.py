@@ -6,7 +6,6 @@ is asked for again.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 from ultramed_rl.config.factory_steps import WriteRubric
@@ -31,7 +30,7 @@ _FORM = Form.read("rubric", "question", "reference", "most")
 _CRITERION = object_schema(
     {"criterion": {"type": "string"}, "points": {"type": "integer", "minimum": -10, "maximum": 10}}
 )
-_SCHEMA = json.dumps(object_schema({"criteria": {"type": "array", "minItems": 2, "items": _CRITERION}}))
+_SCHEMA = object_schema({"criteria": {"type": "array", "minItems": 2, "items": _CRITERION}})
 Rubric = list[dict[str, str | int]]
 
 
