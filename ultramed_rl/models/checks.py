@@ -19,7 +19,7 @@ from ultramed_rl.config.rewards import Reward
 from ultramed_rl.config.run import RunConfig
 from ultramed_rl.config.stages import BenchedModel, PreferenceConfig, RewardConfig, SftConfig
 from ultramed_rl.kinds import KINDS, load
-from ultramed_rl.models.attention import check_sharing
+from ultramed_rl.models.attention import UNSPLIT, check_sharing
 from ultramed_rl.models.checkpoint import (
     ModelSource,
     check_head,
@@ -121,10 +121,22 @@ def _scoring_models(reward: Reward, group: ReplicaGroup, max_length: int) -> Ite
 def _shared_model(
     role: str, group: TrainerGroup | ReplicaGroup, path: str, trust_remote_code: bool
 ) -> Iterator[NamedModel]:
-    """Of processes that share each pass: they must be able to."""
+    """Of processes that share each pass, or the weights: they must be able to."""
     if group.sequence_parallel > 1:
         look = partial(_check_shared, role, group.sequence_parallel, path, trust_remote_code)
         yield f"cluster.{role}.sequence_parallel", path, look
+    trains = isinstance(group, TrainerGroup)
+    if (group.zero_stage == 3 and group.ranks > 1) if trains else (group.shard and group.replicas > 1):
+        key = f"cluster.{role}.zero_stage=3" if trains else f"cluster.{role}.shard=true"
+        fix = "use zero_stage=2" if trains else "set it to false"
+        yield key, path, partial(_check_split, key, fix, path, trust_remote_code)
+
+
+def _check_split(key: str, fix: str, path: str, trust_remote_code: bool) -> None:
+    """Raise ValueError for a model that processes don't compute right whose weights are split over them."""
+    kind = decoder_config(read_config(path, trust_remote_code=trust_remote_code)).model_type
+    if kind in UNSPLIT:
+        raise ValueError(f"{key}: {kind}'s losses are not those of a whole model then ({path!r}); {fix}")
 
 
 def _check_shared(role: str, ranks: int, path: str, trust_remote_code: bool) -> None:
