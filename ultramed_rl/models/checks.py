@@ -125,10 +125,12 @@ def _shared_model(
     if group.sequence_parallel > 1:
         look = partial(_check_shared, role, group.sequence_parallel, path, trust_remote_code)
         yield f"cluster.{role}.sequence_parallel", path, look
-    trains = isinstance(group, TrainerGroup)
-    if (group.zero_stage == 3 and group.ranks > 1) if trains else (group.shard and group.replicas > 1):
-        key = f"cluster.{role}.zero_stage=3" if trains else f"cluster.{role}.shard=true"
-        fix = "use zero_stage=2" if trains else "set it to false"
+    if isinstance(group, TrainerGroup):
+        split, key, fix = group.zero_stage == 3 and group.ranks > 1, "zero_stage=3", "use zero_stage=2"
+    else:
+        split, key, fix = group.shard and group.replicas > 1, "shard=true", "set it to false"
+    if split:
+        key = f"cluster.{role}.{key}"
         yield key, path, partial(_check_split, key, fix, path, trust_remote_code)
 
 
