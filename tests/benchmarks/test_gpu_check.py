@@ -106,7 +106,7 @@ def test_the_plans_of_the_shapes() -> None:
     as many for both: an input a layer, a live layer, logits."""
     shape = SHAPES["8B"]
     parameters = 8_030_261_248
-    activations = 16384 * (32 * 4096 + 10 * 4096 + 4 * 14336) * 2 + 2 * (2**27 // 128256) * 128256 * 4
+    activations = 16384 * (32 * 4096 + 12 * 4096 + 4 * 14336) * 2 + 2 * (2**27 // 128256) * 128256 * 4
     assert planned(shape, None) == 18 * parameters + activations
     adapters = 16 * 32 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336))
     assert planned(shape, LoRA(rank=16, alpha=32)) == 2 * parameters + 18 * adapters + activations

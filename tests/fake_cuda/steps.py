@@ -233,7 +233,7 @@ GROUPS: dict[str, dict[str, Callable[[], Work]]] = {
         "sft padded": lambda: imitate("granite"),
         "reward": lambda: rank_answers(BradleyTerry(margin="score_difference", centering=0.01)),
         "reward log_exp": lambda: rank_answers(LogExp()),
-        "reward padded": lambda: rank_answers(BradleyTerry(), "granite"),
+        "reward padded": lambda: rank_answers(BradleyTerry(), "bloom"),
         "score reference": lambda: score(ReferenceWorker),
         "score reward": lambda: score(RewardWorker),
         # Three steps, after the product's own look at what the GPU can.

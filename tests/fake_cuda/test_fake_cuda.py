@@ -28,6 +28,7 @@ WAITS: dict[str, dict[str, int]] = {
     "score reference": _SCORING,
     "score reward": _SCORING,
     "padded bloom": STEP | {_MASKS: 2},
+    "reward padded": STEP | {_MASKS: 2},
     "gpu_check": _CHECK,
     "gpu_check lora": _CHECK,
 }

@@ -156,7 +156,7 @@ CONFIGS: list[Wording] = [
     ("too few devices", plan(**LLAMA_8B, cluster={**ONE_GPU, "layout": "disaggregated"}),
      "cluster.policy: 1 processes x 1 devices = 1, but 0 of 1 x 1 = 1 devices are free (roles before it took the rest); lower its number, raise cluster.nodes, or use cluster.layout=colocated"),
     ("too little memory", plan(**LLAMA_8B, cluster=ONE_GPU),
-     "cluster.device_memory_gib=24 per GPU: too little for a GPU's processes and their CUDA contexts, 158.9 GiB; the largest is policy: weights 29.9 + gradients 59.8 + optimizer 59.8 + activations 3.5 + buffers 1.9 = 154.9 GiB; raise cluster.policy.zero_stage or cluster.policy.ranks, set cluster.policy.offload_optimizer, or lower training.micro_batch_tokens, prompts.max_prompt_tokens or sampling.max_new_tokens"),
+     "cluster.device_memory_gib=24 per GPU: too little for a GPU's processes and their CUDA contexts, 158.9 GiB; the largest is policy: weights 29.9 + gradients 59.8 + optimizer 59.8 + activations 3.5 + buffers 1.9 = 154.9 GiB; raise zero_stage, ranks or sequence_parallel of cluster.policy, set cluster.policy.offload_optimizer, or lower training.micro_batch_tokens, prompts.max_prompt_tokens or sampling.max_new_tokens"),
 ]  # fmt: skip
 
 # -- data and models ---------------------------------------------------------------------------------------

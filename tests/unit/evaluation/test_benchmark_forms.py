@@ -81,6 +81,9 @@ def test_only_choices_have_a_likelihood_form_and_decisions_keep_their_order() ->
         "kqa",
         "alpaca_eval",
         "mt_bench",
+        "healthbench",
+        "healthbench_hard",
+        "healthbench_consensus",
     }
     assert {name for name, task in TASKS.items() if task.shuffles} == {
         "medqa",

@@ -111,7 +111,7 @@ def test_an_evaluation_keeps_what_a_judge_or_lm_eval_failed_with(
     run.judges = SimpleNamespace(read=fail if what == "judge" else lambda *_: {})
     run.asked = {"p": SimpleNamespace(path="p")}
     section = None if what == "judge" else object()
-    run.benchmarks = SimpleNamespace(contamination=None, general=section)
+    run.grader, run.benchmarks = None, SimpleNamespace(contamination=None, general=section, grader=None)
     run.runner = None
     policy = SimpleNamespace(precision="float32")
     run.config = SimpleNamespace(run=SimpleNamespace(seed=1), bootstrap=10, cluster=None, policy=policy)
