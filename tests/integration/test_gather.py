@@ -35,8 +35,8 @@ def rank_of_two(rank: int, port: int, paths: dict[str, str], folder: str) -> Non
     training = Optimization(gradient_checkpointing=False, max_skipped_steps=0)
     spec = EngineSpec("cpu", "float32", TrainerGroup(zero_stage=3, ranks=2), training)
 
-    def split_all(spec: EngineSpec) -> dict[str, Any]:
-        config = deepspeed_config(spec)
+    def split_all(spec: EngineSpec, lm: Any = None) -> dict[str, Any]:
+        config = deepspeed_config(spec, lm)
         config["zero_optimization"]["stage3_param_persistence_threshold"] = 0  # no weight is small
         return config
 
