@@ -28,6 +28,9 @@ class EngineSpec:
     training: Optimization
 
 
+_REDUCED_AT_ONCE = 500_000_000  # gradients, by DeepSpeed's default
+
+
 def open_store(ranks: int) -> torch.distributed.TCPStore:
     """The store through which ranks find each other, for the first of them: it listens at `store.port` of its node's
     address alone, which is loopback where a run has one machine. The one that torch would open in `join_ranks` listens on
@@ -77,6 +80,9 @@ def deepspeed_config(spec: EngineSpec, lm: nn.Module | None = None) -> dict[str,
     zero: dict[str, Any] = {"stage": spec.group.zero_stage}
     if spec.group.zero_stage == 3 and lm is not None:
         zero |= limits_of(lm)
+    if lm is not None:  # what is never filled is not laid out: a gigabyte, of a small model too
+        parameters = sum(getattr(p, "ds_numel", p.numel()) for p in lm.parameters())
+        zero["reduce_bucket_size"] = min(_REDUCED_AT_ONCE, parameters)
     if spec.group.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     # Of gradients that are partitioned; with it stage 1 would have another optimizer. See `Engine` for the other stages.
