@@ -114,16 +114,6 @@ class Ranks:
 
 @pytest.fixture(scope="module")
 def workers() -> Iterator[Ranks]:
-    yield from _ranks()
-
-
-@pytest.fixture
-def fresh_workers() -> Iterator[Ranks]:
-    """Of one case: a rank that had split experts loaded before once waited for ever for the others, which had gone on."""
-    yield from _ranks()
-
-
-def _ranks() -> Iterator[Ranks]:
     import ray
 
     if not ray.is_initialized():
@@ -206,25 +196,6 @@ def test_ranks_stages_and_packing_agree(workers: Ranks, tiny_root: Path, tmp_pat
             assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3), name
             assert ours["tokens"] == theirs["tokens"], name
         check_trained_alike(load_file(out / "model.safetensors"), expected, name)
-
-
-@pytest.mark.parametrize("kind", ["qwen3_moe", "mixtral", "deepseek_v3"])
-def test_split_experts_learn_as_whole_ones(fresh_workers: Ranks, tmp_path: Path, kind: str) -> None:
-    """Ranks whose tokens choose other experts stay in step."""
-    from safetensors.torch import load_file
-
-    policy = make_model(tmp_path / "policy", kind, max_position_embeddings=512)
-    folders, layouts = [tmp_path / "plain", tmp_path / "split"], [Layout(), Layout(2, 3, 160)]
-    plain, split = (
-        train(fresh_workers, policy, folder, DPO(), layout, make_groups())
-        for folder, layout in zip(folders, layouts, strict=True)
-    )
-    assert len(plain) == len(split) == 4
-    for ours, theirs in zip(split, plain, strict=True):
-        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
-        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
-    found, expected = (load_file(folder / "model.safetensors") for folder in reversed(folders))
-    check_trained_alike(found, expected, kind)
 
 
 @pytest.mark.slow

@@ -210,9 +210,6 @@ PACKABLE = frozenset(
     | {"qwen2", "qwen3", "qwen3_moe"}
 )
 
-# Whose losses under ZeRO-3 on two ranks were 4 % off those of one rank without it, by a reason not found yet.
-UNSPLIT = frozenset({"gpt_oss"})
-
 
 def why_not_packed(config: Any) -> str | None:
     """Why this model's sequences don't share a row, or None if they do."""

@@ -217,8 +217,9 @@ def test_a_model_of_its_own_code_is_padded_and_not_shared() -> None:
         check_sharing(make_config("llama", {}), 4, "mine", packed=False)
 
 
-def test_models_whose_weights_ranks_dont_split_right_are_refused_before_a_run_starts(tmp_path: Path) -> None:
-    make_model(tmp_path / "policy", "gpt_oss")
+@pytest.mark.parametrize("kind", ["gpt_oss", "mixtral", "qwen3_moe", "deepseek_v3", "phimoe"])
+def test_experts_whose_weights_ranks_split_are_refused_before_a_run_starts(tmp_path: Path, kind: str) -> None:
+    make_model(tmp_path / "policy", kind)
     make_reward(tmp_path / "reward")
     changes = {"policy__max_length": 64, "prompts__max_prompt_tokens": 32}
 
