@@ -227,8 +227,16 @@ def _trainer(
     own, host = sizes
     # Of gradients only stage 3's buffer is there between steps.
     moved = ("weights", "optimizer", *(["gradients"] if group.zero_stage == 3 else []))
-    planned = RolePlan(role, group.ranks, 1, transit | own, fix, host_bytes=sum(host.values()), moved=moved)
-    return replace(planned, recomputed=recomputed)
+    return RolePlan(
+        role,
+        group.ranks,
+        1,
+        transit | own,
+        fix,
+        host_bytes=sum(host.values()),
+        moved=moved,
+        recomputed=recomputed,
+    )
 
 
 def _replicas(

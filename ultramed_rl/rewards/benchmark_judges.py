@@ -5,7 +5,6 @@ What a judge said stays beside the answers, in NAME/verdicts.jsonl; a resumed ru
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -27,7 +26,7 @@ from ultramed_rl.records import Completion, Prompt
 from ultramed_rl.rewards.judge import Judge
 from ultramed_rl.rewards.judge_client import JudgeClient
 from ultramed_rl.rewards.statements import StatementGrader, judge_statements
-from ultramed_rl.store.atomic import write_lines
+from ultramed_rl.store.atomic import read_lines, write_lines
 from ultramed_rl.tracking import Progress
 
 Judged = StatementSummary | WinRates | ChatGrades
@@ -167,5 +166,4 @@ def _kept(
         return {}
 
     folder, _ = place.folder.phase_directory(f"{name}{place.suffix}", write, *inputs)
-    lines = (folder / "verdicts.jsonl").read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines if line]
+    return read_lines(folder / "verdicts.jsonl")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +23,7 @@ from ultramed_rl.evaluation.suite import AskedTask
 from ultramed_rl.records import Completion, Message
 from ultramed_rl.rewards.rubric import AskedRubric, RubricGrader
 from ultramed_rl.store import ArtifactFolder
-from ultramed_rl.store.atomic import write_lines
+from ultramed_rl.store.atomic import read_lines, write_lines
 from ultramed_rl.tracking import Progress
 
 Answered = Sequence[tuple[Item, Sequence[Completion]]]
@@ -117,7 +116,7 @@ def measure_grader(
 
     inputs = [[one.answer for one in asked], labels, grader.config.model, grader.template.template]
     path, _ = folder.phase_directory("grader", compute, inputs)
-    rows = _lines(path / _VERDICTS)
+    rows = read_lines(path / _VERDICTS)
     found = grader_agreement([row["met"] for row in rows], [row["labels"] for row in rows])
     progress.say(
         f"grader {config.model}: F1 {found.f1:.3f} against physicians' labels (agreement {found.agreement:.1%} on "
@@ -130,14 +129,10 @@ def _asked(item: Item) -> Sequence[Message]:
     return item.turns or (Message(role="user", content=item.question),)
 
 
-def _lines(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
-
-
 def _read(file: Path) -> list[GradedExample]:
     """The examples of a file of verdicts, each with all of its answers."""
     by_item: dict[str, list[dict[str, Any]]] = {}
-    for row in _lines(file):
+    for row in read_lines(file):
         by_item.setdefault(row["item_id"], []).append(row)
     examples = []
     for item_id, rows in by_item.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -22,7 +21,7 @@ from ultramed_rl.evaluation.judging import (
 from ultramed_rl.evaluation.runner import AnswerPlace
 from ultramed_rl.records import Completion
 from ultramed_rl.rewards.judge_client import JudgeClient, Reply
-from ultramed_rl.store.atomic import write_lines
+from ultramed_rl.store.atomic import read_lines, write_lines
 from ultramed_rl.tracking import Progress
 
 logger = logging.getLogger(__name__)
@@ -128,8 +127,7 @@ def judge_statements(
         progress.say(
             f"{name}: {counts['cut']:.0f} of {len(items)} answers met max_new_tokens; judged as they are"
         )
-    lines = (folder / "verdicts.jsonl").read_text(encoding="utf-8").split("\n")
-    rows = [json.loads(line) for line in lines if line]
+    rows = read_lines(folder / "verdicts.jsonl")
     keys = ("must_have_verdicts", "nice_to_have_verdicts", "replies")
     scores = [StatementScores(row["item_id"], *(tuple(row[key]) for key in keys)) for row in rows]
     return summarize_statements(scores, seed=seed)

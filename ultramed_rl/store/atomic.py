@@ -51,6 +51,11 @@ def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     write_whole(path, write)
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """What `write_lines` wrote. A line ends at a newline alone: texts may hold other separators."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
 def json_line(row: Mapping[str, Any], default: Callable[[Any], Any] | None = None) -> bytes:
     """A line of JSON; null for a number that isn't finite. Raises TypeError for a value that JSON has not, without `default`."""
     finite = without_non_finite(dict(row))
