@@ -13,8 +13,8 @@ from torch import nn
 
 from ultramed_rl.config.cluster import TrainerGroup
 from ultramed_rl.config.rounds import Optimization
-from ultramed_rl.learning.costs import zero3_limits
-from ultramed_rl.models.files import decoder_config, text_model
+from ultramed_rl.learning.costs import reduced_at_once, zero3_limits
+from ultramed_rl.models.files import decoder_config, text_model, whole_size
 from ultramed_rl.models.load import PolicyModel, RewardModel
 
 
@@ -26,9 +26,6 @@ class EngineSpec:
     precision: str
     group: TrainerGroup
     training: Optimization
-
-
-_REDUCED_AT_ONCE = 500_000_000  # gradients, by DeepSpeed's default
 
 
 def open_store(ranks: int) -> torch.distributed.TCPStore:
@@ -81,8 +78,7 @@ def deepspeed_config(spec: EngineSpec, lm: nn.Module | None = None) -> dict[str,
     if spec.group.zero_stage == 3 and lm is not None:
         zero |= limits_of(lm)
     if lm is not None:  # what is never filled is not laid out: a gigabyte, of a small model too
-        parameters = sum(getattr(p, "ds_numel", p.numel()) for p in lm.parameters())
-        zero["reduce_bucket_size"] = min(_REDUCED_AT_ONCE, parameters)
+        zero["reduce_bucket_size"] = reduced_at_once(sum(map(whole_size, lm.parameters())))
     if spec.group.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     # Of gradients that are partitioned; with it stage 1 would have another optimizer. See `Engine` for the other stages.
@@ -117,7 +113,7 @@ def limits_of(lm: Any) -> dict[str, int]:
     ends = (m for m in (lm.get_input_embeddings(), lm.get_output_embeddings()) if m is not None)
 
     def largest(modules: Iterable[nn.Module]) -> int:
-        return max(sum(getattr(p, "ds_numel", p.numel()) for p in m.parameters()) for m in modules)
+        return max(sum(map(whole_size, module.parameters())) for module in modules)
 
     return zero3_limits(largest(layers), largest(ends), decoder_config(lm.config).hidden_size)
 

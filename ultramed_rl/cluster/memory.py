@@ -10,7 +10,7 @@ from ultramed_rl.config.cluster import ReplicaGroup, TrainerGroup
 from ultramed_rl.config.load import validate
 from ultramed_rl.config.models import Architecture, Model, resolve_precision
 from ultramed_rl.config.rounds import Optimization
-from ultramed_rl.learning.costs import chunk_tokens, zero3_limits
+from ultramed_rl.learning.costs import chunk_tokens, reduced_at_once, zero3_limits
 from ultramed_rl.models.files import (
     decoder_config,
     find_weight_files,
@@ -25,7 +25,6 @@ GIB = 2**30
 PROCESS_BYTES = int(0.9 * GIB)
 # What a process holds on a GPU before any weight: CUDA's context and NCCL's buffers. An estimate.
 CONTEXT_BYTES = GIB
-_REDUCED = 500_000_000  # DeepSpeed's default: gradients that ranks reduce at once, in numbers
 WEIGHT_BYTES = {"bfloat16": 2, "float32": 4}
 _QUANTIZED_BYTES = 0.57  # of a 4-bit weight with its scales
 
@@ -197,7 +196,9 @@ def training_bytes(
         "activations": kept + _logit_bytes(shape, tokens, device),
     }
     if device == "cuda" and group.zero_stage:
-        own["buffers"] = (_REDUCED + (_whole_at_once(shape) if group.zero_stage == 3 else 0)) * size
+        own["buffers"] = (
+            reduced_at_once(count) + (_whole_at_once(shape) if group.zero_stage == 3 else 0)
+        ) * size
     return own, host
 
 

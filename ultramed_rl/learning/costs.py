@@ -58,6 +58,11 @@ def zero3_limits(layer: int, largest: int, width: int) -> dict[str, int]:
     }
 
 
+def reduced_at_once(parameters: int) -> int:
+    """Gradients that ranks reduce at once: DeepSpeed's default, and no more than a model has. Each rank lays out room for so many."""
+    return min(500_000_000, parameters)
+
+
 @dataclass(frozen=True)
 class ModelShape:
     """What the count needs: `body` parameters outside embeddings and head; widths; layers."""

@@ -55,6 +55,12 @@ def resolve_model(path: str) -> str:
     return str(target)
 
 
+def whole_size(parameter: Any) -> int:
+    """Numbers of a parameter, of which this rank may have a part (ZeRO-3)."""
+    size: int = getattr(parameter, "ds_numel", None) or parameter.numel()
+    return size
+
+
 def split_revision(path: str) -> tuple[str, str | None]:
     """A hub id, and the branch, tag or commit that it is pinned to, as in org/name@v1.0; None where it isn't, and of whatever
     is no hub id. Raises ValueError: a revision of a folder, or none after the @."""

@@ -34,7 +34,7 @@ from ultramed_rl.models.checkpoint import (
     reward_source,
     weight_files,
 )
-from ultramed_rl.models.files import decoder_config, head_width, text_model
+from ultramed_rl.models.files import decoder_config, head_width, text_model, whole_size
 from ultramed_rl.models.kernels import check_kernels, fuse_layers
 from ultramed_rl.models.lora import attach_lora, load_adapter, quantization
 from ultramed_rl.models.reading import READ_AT
@@ -223,7 +223,7 @@ def model_shape(lm: Any) -> ModelShape:
     body = 0.0
     for name, parameter in text_model(lm).named_parameters():
         packed = getattr(parameter, "quant_state", None)
-        size = packed.shape.numel() if packed else getattr(parameter, "ds_numel", parameter.numel())
+        size = packed.shape.numel() if packed else whole_size(parameter)
         shape = getattr(parameter, "ds_shape", parameter.shape)
         stacked = chosen_experts and ".experts." in name and len(shape) == 3
         if id(parameter) not in embeddings:

@@ -19,7 +19,7 @@ from torch import nn
 
 from ultramed_rl.config.models import LoRA
 from ultramed_rl.models.checkpoint import check_finite_files, kept_buffers
-from ultramed_rl.models.files import shown, split_revision, stored_shapes, text_model
+from ultramed_rl.models.files import shown, split_revision, stored_shapes, text_model, whole_size
 
 ADAPTER_FILE = "adapter_model.safetensors"
 _ADAPTER = "default"
@@ -170,7 +170,7 @@ def _buckets(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[list[tuple
         bucket: list[tuple[str, torch.Tensor]] = []
         size = 0
         for name, tensor in members:
-            own = getattr(tensor, "ds_numel", tensor.numel()) * tensor.element_size()
+            own = whole_size(tensor) * tensor.element_size()
             if bucket and size + own > _AT_ONCE:
                 yield bucket
                 bucket, size = [], 0

@@ -27,6 +27,7 @@ from ultramed_rl.rewards.judge import Judge
 from ultramed_rl.rewards.judge_client import JudgeClient
 from ultramed_rl.rewards.statements import StatementGrader, judge_statements
 from ultramed_rl.store.atomic import read_lines, write_lines
+from ultramed_rl.thoughts import after_thoughts
 from ultramed_rl.tracking import Progress
 
 Judged = StatementSummary | WinRates | ChatGrades
@@ -95,10 +96,7 @@ def judge_duels(
     judge: JudgeClient, answered: Sequence[tuple[Item, Completion]], place: AnswerPlace, progress: Progress
 ) -> list[Duel]:
     """The judge's verdicts on a policy's answers beside the baseline's, each pair shown in both orders."""
-    texts = [
-        (item.question, answer.text.rpartition("</think>")[2].strip(), item.beside[0])
-        for item, answer in answered
-    ]
+    texts = [(item.question, after_thoughts(answer.text), item.beside[0]) for item, answer in answered]
     prompts = [prompt for text in texts for prompt in (_duel(*text), _duel(text[0], text[2], text[1]))]
 
     def compute() -> Iterable[dict[str, Any]]:
@@ -145,7 +143,7 @@ def judge_chats(
 
 def read_preference(reply: str) -> float | None:
     """Whether answer A is better (1), B (0) or neither (1/2), by the last verdict of a reply; None without one."""
-    text = re.sub(r"[*_`\"]", "", reply.rpartition("</think>")[2]).strip()
+    text = re.sub(r"[*_`\"]", "", after_thoughts(reply)).strip()
     alone = _ALONE.fullmatch((text.splitlines() or [""])[-1])
     verdicts = [alone[1]] if alone else _BETTER.findall(text)
     return _WINS[verdicts[-1].lower()] if verdicts else None

@@ -21,6 +21,7 @@ from ultramed_rl.http.client import Failure
 from ultramed_rl.http.session import running
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.records import ChatRequest, Message, TokenChoice
+from ultramed_rl.thoughts import Thinking
 
 T = TypeVar("T")
 _LIKELIEST = 20  # tokens of a place: the most that OpenAI's API gives
@@ -195,5 +196,4 @@ class JudgeClient:
         if not self.thought:
             return text
         opens, closes = self.thought
-        _, closed, said = text.rpartition(closes)
-        return said if closed or opens not in text else ""
+        return text[Thinking(opens, closes).answer_start(text) or 0 :]
