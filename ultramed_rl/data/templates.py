@@ -8,6 +8,7 @@ from pathlib import Path
 from string import Template
 
 from ultramed_rl.config.document import why_unreadable
+from ultramed_rl.records import Message
 
 
 def read_template(file: Path, needed: Sequence[str], optional: Sequence[str], key: str) -> Template:
@@ -30,6 +31,13 @@ def read_template(file: Path, needed: Sequence[str], optional: Sequence[str], ke
             "write a dollar sign as $$"
         )
     return template
+
+
+def shown_chat(messages: Sequence[Message]) -> str:
+    """What a judge is shown of a chat: a lone question, or every turn after its role."""
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in messages)
 
 
 def without_tags(text: str, *tags: str) -> str:

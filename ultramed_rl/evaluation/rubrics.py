@@ -15,7 +15,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from ultramed_rl.data.templates import read_template, without_tags
+from ultramed_rl.data.templates import read_template, shown_chat, without_tags
 from ultramed_rl.http.json_reply import UnusableReply, read_json
 from ultramed_rl.records import Message
 from ultramed_rl.thoughts import after_thoughts
@@ -93,9 +93,8 @@ def rubric_prompt(
 ) -> str:
     """What a judge is asked about one answer: to a lone question, or to a chat, every turn after its role. It is not told the
     points, which say what is wanted."""
-    chat = "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in messages)
     numbered = "\n".join(f"{number}: {' '.join(c.text.split())}" for number, c in enumerate(criteria, 1))
-    texts = (messages[0]["content"] if len(messages) == 1 else chat, answer, numbered)
+    texts = (shown_chat(messages), answer, numbered)
     named = zip(_FIELDS, texts, strict=True)
     return template.substitute({name: without_tags(text, *_FIELDS) for name, text in named})
 

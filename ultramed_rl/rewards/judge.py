@@ -13,7 +13,7 @@ from statistics import fmean
 from string import Template
 
 from ultramed_rl.config.rewards import JudgeTerm, Scale
-from ultramed_rl.data.templates import read_template, without_tags
+from ultramed_rl.data.templates import read_template, shown_chat, without_tags
 from ultramed_rl.evaluation.reading.text import NUMBER, to_float
 from ultramed_rl.records import Completion, Prompt
 from ultramed_rl.rewards.judge_client import JudgeClient, JudgeReply
@@ -116,12 +116,11 @@ def judge_template(path: str | None, key: str = "judge.template") -> Template:
 def framed(prompt: Prompt, **answers: str) -> dict[str, str]:
     """The fields of a judge's template: a lone question, or of a chat every turn after its role; the reference answer where
     there is one; and answers by their fields. No text can close the frame that it is shown in."""
-    turns, reference = prompt.messages, ""
-    question = "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
+    reference = ""
     if prompt.answer:
         reference = f"\n<reference_answer>\n{_harmless(prompt.answer)}\n</reference_answer>\n"
     return {
-        "question": _harmless(turns[0]["content"] if len(turns) == 1 else question),
+        "question": _harmless(shown_chat(prompt.messages)),
         "reference": reference,
         **{name: _harmless(text) for name, text in answers.items()},
     }

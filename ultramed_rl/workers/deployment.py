@@ -6,18 +6,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ultramed_rl.actors.rollout import EngineArguments
 from ultramed_rl.actors.scorer import RewardWorker, Scorer
+from ultramed_rl.actors.weight_sync import transfer_backend
 from ultramed_rl.cluster.connection import Placement, connect
 from ultramed_rl.cluster.group import WorkerGroup, ask
 from ultramed_rl.cluster.layout import Member
 from ultramed_rl.cluster.plan import make_plan, numbered_roles
 from ultramed_rl.cluster.transport import RayScheduler, WorkerSet
 from ultramed_rl.config import RewardBenchConfig, SamplingConfig
-from ultramed_rl.config.cluster import ReplicaGroup
+from ultramed_rl.config.cluster import EngineGroup, ReplicaGroup
 from ultramed_rl.config.judges import ModelJudge
-from ultramed_rl.config.models import resolve_precision
+from ultramed_rl.config.models import ModelSettings, resolve_precision
 from ultramed_rl.config.rewards import Reward
 from ultramed_rl.config.stages import StageConfig
+from ultramed_rl.models.files import resolve_model, split_revision
 from ultramed_rl.scheduling.pool import Pool, PoolRules
 from ultramed_rl.tracking.heartbeat import keep_sigterm
 
@@ -89,6 +92,23 @@ class Deployment:
         worker_set = WorkerSet(actors, prepare, group.in_lockstep, group.sequence_parallel)
         pool = self.scheduler.add(role, worker_set, rules)
         return Replicas(actors, pool, prepare(actors.actors))
+
+    def engine_arguments(
+        self, path: str, settings: ModelSettings, group: EngineGroup, precision: str
+    ) -> EngineArguments:
+        """How an engine of a model is started; `precision` may be auto."""
+        device = self.cluster.device
+        return EngineArguments(
+            model=resolve_model(path),
+            device=device,
+            precision=resolve_precision(precision, device),
+            max_length=settings.max_length,
+            group=group,
+            transfer_backend=transfer_backend(device, self.plan.layout),
+            sleep_level=int(self.turns and device == "cuda"),
+            trust_remote_code=settings.trust_remote_code,
+            revision=split_revision(path)[1],
+        )
 
     def launch_reward_models(
         self, reward: Reward, group: ReplicaGroup, paths: Sequence[str]

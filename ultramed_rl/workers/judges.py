@@ -10,14 +10,11 @@ from concurrent.futures import Future
 from itertools import count
 from typing import Any, Literal
 
-from ultramed_rl.actors.rollout import EngineArguments, RolloutWorker
-from ultramed_rl.actors.weight_sync import transfer_backend
+from ultramed_rl.actors.rollout import RolloutWorker
 from ultramed_rl.cluster.group import WorkerGroup
 from ultramed_rl.cluster.plan import numbered_roles
 from ultramed_rl.cluster.transport import WorkerSet
 from ultramed_rl.config.judge_models import JudgeEngine
-from ultramed_rl.config.models import resolve_precision
-from ultramed_rl.models.files import resolve_model, split_revision
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import ChatRequest, Prompt, SamplingRequest, WeighedCompletion, WeighedRequest
 from ultramed_rl.rewards.judge_client import (
@@ -130,17 +127,7 @@ def _launch(deployment: Deployment, role: str, engine: JudgeEngine) -> EngineJud
         chat_template=engine.chat_template,
         learns=False,
     )
-    arguments = EngineArguments(
-        model=resolve_model(engine.path),
-        device=cluster.device,
-        precision=resolve_precision(engine.precision, cluster.device),
-        max_length=engine.max_length,
-        group=engine,
-        transfer_backend=transfer_backend(cluster.device, deployment.plan.layout),
-        sleep_level=int(deployment.turns and cluster.device == "cuda"),
-        trust_remote_code=engine.trust_remote_code,
-        revision=split_revision(engine.path)[1],
-    )
+    arguments = deployment.engine_arguments(engine.path, engine, engine, engine.precision)
     group = deployment.launch(role, RolloutWorker, lambda member: (member.rank,))
 
     def prepare(actors: Sequence[Any]) -> list[Any]:

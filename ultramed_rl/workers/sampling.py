@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ultramed_rl.actors.rollout import EngineArguments, RolloutWorker, branches
-from ultramed_rl.actors.weight_sync import transfer_backend
 from ultramed_rl.cluster.group import WorkerGroup
 from ultramed_rl.cluster.transport import WorkerSet
 from ultramed_rl.config import SamplingConfig
@@ -14,7 +14,6 @@ from ultramed_rl.config.models import resolve_precision
 from ultramed_rl.config.rewards import ContrastSampling
 from ultramed_rl.data.contrasts import Texts, build_contrasts
 from ultramed_rl.learning.seeds import derive_seed
-from ultramed_rl.models.files import resolve_model, split_revision
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import (
     Completion,
@@ -94,20 +93,10 @@ class SamplingWorkers:
 
     def engine_arguments(self, model: str) -> EngineArguments:
         """How a rollout engine of this run is started."""
-        return EngineArguments(
-            model=resolve_model(model),
-            device=self.cluster.device,
-            precision=resolve_precision(
-                self.cluster.rollout.precision or self.model.precision, self.cluster.device
-            ),
-            max_length=self.model.max_length,
-            group=self.cluster.rollout,
-            transfer_backend=transfer_backend(self.cluster.device, self.deployment.plan.layout),
-            sleep_level=int(self.turns and self.cluster.device == "cuda"),
-            trust_remote_code=self.model.trust_remote_code,
-            revision=split_revision(model)[1],
-            thinking=self.thinking,
-        )
+        group = self.cluster.rollout
+        precision = group.precision or self.model.precision
+        begun = self.deployment.engine_arguments(model, self.model, group, precision)
+        return replace(begun, thinking=self.thinking)
 
     # -- generate ------------------------------------------------------------------------------------------
 
