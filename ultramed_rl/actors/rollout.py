@@ -9,8 +9,7 @@ import math
 import os
 import tempfile
 import time
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ultramed_rl.actors.options import score_options
 from ultramed_rl.actors.seeded_sampling import sample_with_few_numbers
 from ultramed_rl.actors.weight_sync import ADAPTER, WeightBucket
 from ultramed_rl.actors.work import WorkBatch, Worker, WorkResult
@@ -27,7 +27,6 @@ from ultramed_rl.config.models import LORA_RANKS
 from ultramed_rl.models.lora import ADAPTER_FILE
 from ultramed_rl.records import (
     Completion,
-    OptionLogprobs,
     OptionRequest,
     SamplingRequest,
     TokenChoice,
@@ -41,8 +40,6 @@ _ALL = frozenset({"weights", "kv_cache"})  # vLLM's tags of what can sleep
 _LIKELIEST = 20  # tokens of a place that come with a weighed request: as many as vLLM gives by default
 # vLLM's names: here a scale for each output of a weight and for each token.
 QUANTIZATIONS = {None: None, "fp8": "fp8_per_channel"}
-_MOST_LOGPROBS = 128  # of one token, that vLLM gives for a request
-Tokens = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -363,61 +360,3 @@ def token_choices(answer: Any, stop_token: int | None) -> tuple[TokenChoice, ...
         for token, found in zip(answer.token_ids, answer.logprobs, strict=True)
         if token != stop_token
     )
-
-
-# -- options of a question ------------------------------------------------------------------------------
-
-
-def branches(options: Sequence[Tokens]) -> dict[Tokens, Tokens]:
-    """Every proper beginning of an option, and the tokens that some option goes on with there."""
-    tree: dict[Tokens, dict[int, None]] = {}
-    for option in options:
-        for place, token in enumerate(option):
-            tree.setdefault(option[:place], {})[token] = None
-    return {beginning: tuple(tokens) for beginning, tokens in tree.items()}
-
-
-def add_up(options: Sequence[Tokens], logprobs: Mapping[tuple[Tokens, int], float]) -> tuple[float, ...]:
-    """Each option's summed logprob, given that of a token after a beginning."""
-    return tuple(sum(logprobs[option[:k], token] for k, token in enumerate(option)) for option in options)
-
-
-def score_options(
-    llm: Any, requests: Sequence[OptionRequest], version: int, adapter: Any = None
-) -> Iterator[OptionLogprobs]:
-    """The options' logprobs under the engine's model, in nats; each request's as soon as it is done.
-
-    The options form a tree. At each of its branches one token's logprobs are asked for, of just the tokens that some
-    option goes on with; the context is computed once, and the engine's prefix cache holds it for the branches after
-    the first. Options of one token each, such as the letters of a multiple choice, need a single request.
-    """
-    from vllm import SamplingParams, TokensPrompt
-    from vllm.sampling_params import RequestOutputKind
-
-    engine = llm.llm_engine
-    asked: dict[str, tuple[int, Tokens]] = {}
-    for number, request in enumerate(requests):
-        for beginning, tokens in branches(request.options).items():
-            for start in range(0, len(tokens), _MOST_LOGPROBS):
-                identity = f"{number}/{len(asked)}"
-                asked[identity] = (number, beginning)
-                one_token = SamplingParams(
-                    temperature=0.0,
-                    max_tokens=1,
-                    logprob_token_ids=list(tokens[start : start + _MOST_LOGPROBS]),
-                    output_kind=RequestOutputKind.FINAL_ONLY,
-                    detokenize=False,
-                )
-                prompt = TokensPrompt(prompt_token_ids=[*request.context, *beginning])
-                engine.add_request(identity, prompt, one_token, lora_request=adapter)
-    missing = Counter(number for number, _ in asked.values())
-    known: dict[int, dict[tuple[Tokens, int], float]] = defaultdict(dict)
-    while engine.has_unfinished_requests():
-        for output in (output for output in engine.step() if output.finished):
-            number, beginning = asked.pop(output.request_id)
-            entries = output.outputs[0].logprobs[0]
-            known[number].update({(beginning, token): entry.logprob for token, entry in entries.items()})
-            missing[number] -= 1
-            if not missing[number]:
-                values = add_up(requests[number].options, known.pop(number))
-                yield OptionLogprobs(requests[number].question_id, values, version)

@@ -28,10 +28,7 @@ from ultramed_rl.rewards.term import Scores, with_prompts
 from ultramed_rl.store.digests import digest_inputs
 
 logger = logging.getLogger(__name__)
-_LEAST, _ALIKE = (
-    64,
-    0.95,
-)  # verdicts from which on, and the share of one of them at which, the judge is doubted
+_LEAST, _ALIKE = 64, 0.95  # verdicts from which on, and the share of one of them, where the judge is doubted
 _REMEMBERED = 2**17  # verdicts in memory
 Verdicts = tuple[bool | None, ...]
 

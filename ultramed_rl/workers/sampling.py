@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ultramed_rl.actors.rollout import EngineArguments, RolloutWorker, branches
+from ultramed_rl.actors.options import branches
+from ultramed_rl.actors.rollout import EngineArguments, RolloutWorker
 from ultramed_rl.cluster.group import WorkerGroup
 from ultramed_rl.cluster.transport import WorkerSet
 from ultramed_rl.config import SamplingConfig

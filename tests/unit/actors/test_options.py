@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ultramed_rl.actors.rollout import add_up, branches
+from ultramed_rl.actors.options import add_up, branches
 
 OPTIONS = st.lists(
     st.lists(st.integers(0, 3), min_size=1, max_size=4).map(tuple), min_size=1, max_size=6
