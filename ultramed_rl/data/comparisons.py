@@ -124,7 +124,8 @@ def _draft(prompt: list[Message], answers: Sequence[tuple[str, Any]], **more: An
     told = [turn["content"] for turn in read[0][0]]
     if not is_told([turn["content"] for turn in prompt], told):
         raise Misfit(
-            f"the turns of {names} don't hold their row's prompt, {prompt[-1]['content']!r:.40}",
+            f"the turns of {names} don't hold their row's prompt, {prompt[-1]['content']!r:.40}; where the turns are all that was "
+            "asked, name the prompt's column under the source's ignore",
             name="prompt",
         )
     return Draft(read[0][0], [text for _, text in read], **more)

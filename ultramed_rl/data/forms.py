@@ -84,8 +84,9 @@ def read_chat(row: NotedRow, column: str | None = None) -> Chat:
 
 def read_question(row: NotedRow, column: str) -> list[Message]:
     """The turns of a prompt whose question is this column's, a text or turns. Raises Misfit."""
-    if not isinstance(value := read_column(row, column), str | list) or not value:
-        raise Misfit(f"column {column!r} holds {value!r:.40}, not text")
+    value = read_column(row, column)
+    if not isinstance(value, list):
+        check_text(value or None, f"column {column!r}")
     turns = complete_prompt(row, with_input(row, read_turns(row, column, "user"), column))
     check_order(turns, "user")
     return turns
