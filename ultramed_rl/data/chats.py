@@ -271,6 +271,10 @@ class NotedRow(dict[str, Any]):
                 return name
         return None
 
+    def has(self, columns: str) -> bool:
+        """Whether the row has one of these columns, perhaps with nothing in it."""
+        return bool(_meant(self._names, columns))
+
     @property
     def unread(self) -> list[str]:
         """The columns, and names in turns, that hold something and were not read."""
@@ -321,7 +325,6 @@ class FittingRows:
         self.counts.update(rows=0, misfit=0)
         notes, columns = self.notes or SourceNotes(), ""
         missing: set[str | None] = set()
-        kept = 0
         for place, row in gather(read_placed_rows(self.uri, self.limit)):
             notes.rows += 1
             self.counts["rows"] += 1
@@ -338,7 +341,6 @@ class FittingRows:
             if self.ignored is not None and (unread := noted.unread):
                 notes.unread.update(unread)
             if parsed is not None:
-                kept += 1
                 yield parsed
         rows, misfits, first = notes.rows, notes.misfits.total(), next(iter(notes.examples.values()), "")
         is_table = file_form(Path(self.uri))[0] in (".csv", ".tsv")
@@ -353,8 +355,6 @@ class FittingRows:
                 f"source {self.uri!r}: {misfits} of {rows} rows {self.unfit} ({named}; {first}); "
                 f"at most {100 * self.allowed:.3g}% may, and not all: {fix}"
             )
-        if not kept:
-            raise SourceError(f"source {self.uri!r}: none of its {rows} rows is left: name another source")
         if self.notes is not None:
             return
         if misfits:

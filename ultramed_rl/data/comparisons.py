@@ -165,13 +165,14 @@ def _read_scored_sides(row: NotedRow, *names: str) -> Draft:
     if row.find(_ANY_SCORE) is None and not any(isinstance(row[name], dict) for name in names):
         return draft
     for kind, sign, *columns in _SIDE_SCORES:
-        found = map(row.find, columns)
+        # A column for one side alone says nothing.
+        found = map(row.find, columns) if all(map(row.has, columns)) else (None, None)
         apart = [None if column is None else row[column] for column in found]
         within = [row[name].get(kind) if isinstance(row[name], dict) else None for name in names]
         scored += [
             [sign * _number(value) + 0.0 for value in pair]
             for pair in (apart, within)
-            if None not in pair  # a score of one side alone says nothing
+            if pair != [None, None]
         ]
     for better, worse in scored:
         if better < worse:
