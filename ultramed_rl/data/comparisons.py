@@ -166,7 +166,7 @@ def _read_scored_sides(row: NotedRow, *names: str) -> Draft:
         return draft
     for kind, sign, *columns in _SIDE_SCORES:
         # A column for one side alone says nothing.
-        found = map(row.find, columns) if all(map(row.has, columns)) else (None, None)
+        found = map(row.find, columns if all(map(row.has, columns)) else ("", ""))
         apart = [None if column is None else row[column] for column in found]
         within = [row[name].get(kind) if isinstance(row[name], dict) else None for name in names]
         scored += [

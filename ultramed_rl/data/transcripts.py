@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ultramed_rl.records import Message
@@ -49,7 +50,8 @@ def read_transcript(text: str, role: str) -> list[Message]:
 def parse_printed(text: str) -> Any:
     """The list or object that a text is, in JSON or as Python prints it, which is what pandas writes to a table of texts;
     None where it is none."""
-    for parse in (json.loads, ast.literal_eval) if text.lstrip()[:1] in ("[", "{") else ():
+    parsers: Sequence[Callable[[str], Any]] = (json.loads, ast.literal_eval)
+    for parse in parsers if text.lstrip()[:1] in ("[", "{") else ():
         try:
             return parse(text.strip())
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
