@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections import Counter
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 from ultramed_rl.config.base import shorten
 from ultramed_rl.data.files import Row, SourceError, file_form
 from ultramed_rl.data.sources import read_placed_rows
+from ultramed_rl.data.transcripts import PRINTED, parse_printed, read_transcript, rendered_mark
 from ultramed_rl.records import Message
 
 T = TypeVar("T")
@@ -28,30 +28,18 @@ _NAMES = {
 }
 ROLES = {name: role for role, names in _NAMES.items() for name in names.split()}
 # What a turn may hold beside its text that nobody here can learn or show.
-_HELD = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "images", "audio")
-_WEIGHTS = ("weight", "loss_weight", "train", "training", "trainable", "loss")  # 0 or false: not to be learnt
-_READ = ("role", "from", "content", "value", *_WEIGHTS)
-_YES, _NO = ("true", "1", "1.0", "yes", "t", "y"), ("false", "0", "0.0", "no", "f", "n")
-_FLAGS = {**dict.fromkeys(_YES, True), **dict.fromkeys(_NO, False)}
-# How the chats of one family or another begin once a template has rendered them.
-_RENDERED = re.compile(
-    r"\s*(<s>|<bos>|<\|begin_of_text\|>|<\|endoftext\|>|<｜begin▁of▁sentence｜>|<BOS_TOKEN>)?\s*"
-    r"(<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|<\|turn>|<\|START_OF_TURN_TOKEN\|>|<\|start\|>|\[INST\]"
-    r"|<\|(?i:system|user|assistant|prompter)\|>|<｜(User|Assistant)｜>|<extra_id_[01]>|### ?(Instruction|Human|User):"
-    r"|Below is an instruction that describes a task"
-    r"|(?i:(?P<cue><?(GPT4 Correct )?)(human|user)>? ?:(?=.*\s(?P=cue)(assistant|ai|bot)>? ?:)))",
-    re.DOTALL,
+_HELD = (
+    *("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "images", "audio"),
+    *("mask", "train_detail"),  # whether 1 is learnt or left out isn't known; parts of a turn
 )
-# And how they end where an answer is to follow; a dialogue that is told ends otherwise.
-_SPEAKER = re.compile(r"(?:^|\s)(?:human|user|patient|client|### ?instruction|q) ?:", re.IGNORECASE)
-_AWAITS = re.compile(r"\s(?:assistant|ai|bot|doctor|### ?response|a) ?:\Z", re.IGNORECASE)
+# 0 or false: not to be learnt.
+_WEIGHTS = ("weight", "loss_weight", "loss_scale", "loss_mask", "train", "training", "trainable", "loss")
+_READ = ("role", "from", "content", "value", *_WEIGHTS)
+_YES, _NO = "true 1 1.0 yes t y chosen desirable good", "false 0 0.0 no f n rejected undesirable bad"
+_FLAGS = {**dict.fromkeys(_YES.split(), True), **dict.fromkeys(_NO.split(), False)}
 _NO_WIDTH = "\u200b\u2060\ufeff"
 _PICTURE = re.compile(r"<image>|<\|image(_pad)?\|>|<\|vision_start\|>")
-# hh-rlhf's turns; HelpSteer2's, whose first one has no header.
-_TRANSCRIPTS = (
-    re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):[ \n]?"),
-    re.compile(r"\n?<extra_id_1>(User|Assistant)\n"),
-)
+_TEXT_PARTS = ("text", "input_text", "output_text")
 logger = logging.getLogger(__name__)
 
 
@@ -75,7 +63,8 @@ def read_turns(row: Row, column: str, text_role: str | None = None) -> list[Mess
 
     A row without `messages` may hold them under `conversations`, as ShareGPT and UltraMedical do; one turn may stand
     alone, and a list of turns may be a JSON string. With `text_role` a plain text is one turn of that role, or hh-rlhf's
-    transcript ("Human: ...", a blank line, "Assistant: ...") its turns, an empty last one apart.
+    transcript ("Human: ...", a blank line, "Assistant: ...") its turns, an empty last one apart. An empty system message is
+    none.
 
     Raises:
         Misfit: no such column, not a list of turns, a role that is none of ROLES (as a tool's), a turn without text or
@@ -119,38 +108,42 @@ def _listed(row: Row, column: str, text_role: str | None) -> list[Any]:
     if column == "messages" and row.get(column) is None and "conversations" in row:
         column = "conversations"
     turns = read_column(row, column)
-    if isinstance(turns, str):
-        parsed = _parse(turns) if turns.lstrip()[:1] == "[" else None
-        if isinstance(parsed, list) and parsed and all(isinstance(turn, dict) for turn in parsed):
-            turns = parsed
-        elif text_role is not None:
-            turns = _transcript(turns) or [{"role": text_role, "content": turns}]
-    elif isinstance(turns, dict) and {"role", "from"} & turns.keys():
+    if isinstance(turns, str) and PRINTED.match(turns):
+        parsed = parse_printed(turns)
+        if parsed is None:
+            raise Misfit(
+                f"column {column!r} holds {turns!r:.40}, turns that are no JSON; write them as JSON",
+                name="turn",
+            )
+        turns = parsed
+    elif isinstance(turns, str) and text_role is not None:
+        turns = read_transcript(turns, text_role) or [{"role": text_role, "content": turns}]
+    if isinstance(turns, dict) and {"role", "from"} & turns.keys():
         turns = [turns]
     if not isinstance(turns, list):
         raise Misfit(f"column {column!r} holds a {type(turns).__name__}, not a list of turns", name="turn")
-    return turns
+    turns = _unpaired(turns)
+    return turns[1:] if len(turns) > 1 and _is_empty_system(turns[0]) else turns
 
 
-def _parse(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
+def _unpaired(turns: list[Any]) -> list[Any]:
+    """The turns of pairs of what is said and replied, as histories are, or of {input, output}; others as they are."""
+    if isinstance(first := next(iter(turns), None), dict) and not {"input", "output"} <= first.keys():
+        return turns
+    pairs = [[turn.get("input"), turn.get("output")] if isinstance(turn, dict) else turn for turn in turns]
+    if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+        return turns
+    roles = ("user", "assistant")
+    return [{"role": role, "content": text} for pair in pairs for role, text in zip(roles, pair, strict=True)]
 
 
-def _transcript(text: str) -> list[Message]:
-    """The turns of a text with its speakers' names in it; none where it isn't one."""
-    for header, pattern in enumerate(_TRANSCRIPTS):
-        first, *parts = pattern.split(text)
-        if parts and bool(first.strip()) == bool(header):
-            parts = ["Human", first, *parts] if header else parts
-            roles = ["assistant" if name == "Assistant" else "user" for name in parts[::2]]
-            turns = [Message(role=r, content=t) for r, t in zip(roles, parts[1::2], strict=True)]
-            asked = turns[-1]["role"] == "assistant" and not turns[-1]["content"].strip()
-            if len(turns) > 1:
-                return turns[:-1] if asked else turns
-    return []
+def _is_empty_system(turn: Any) -> bool:
+    if (
+        not isinstance(turn, dict)
+        or ROLES.get(str(turn.get("role") or turn.get("from")).casefold()) != "system"
+    ):
+        return False
+    return not any(turn.get(name) and str(turn[name]).strip() for name in ("content", "value"))
 
 
 def _message(turn: Any) -> Message:
@@ -161,8 +154,8 @@ def _message(turn: Any) -> Message:
     if (content := turn.get("content")) is None:
         content = turn.get("value")
     named = ROLES.get(role.casefold()) if isinstance(role, str) else None
-    if named is not None and isinstance(content, list):
-        content = "".join(map(_part, content))
+    if named is not None and isinstance(content, list | dict):
+        content = "".join(map(_part, content if isinstance(content, list) else [content]))
     if len(turn) > 2 and (beside := [name for name in _HELD if turn.get(name)]):
         raise Misfit(f"a turn of role {role!r:.40} holds {beside[0]!r}, which isn't read", name="part")
     if named is None or not isinstance(content, str):
@@ -178,7 +171,13 @@ def _message(turn: Any) -> Message:
 
 def _part(part: Any) -> str:
     """The text of a part of a turn."""
-    if isinstance(part, dict) and part.get("type", "text") == "text" and isinstance(part.get("text"), str):
+    if isinstance(part, str):
+        return part
+    if (
+        isinstance(part, dict)
+        and part.get("type", "text") in _TEXT_PARTS
+        and isinstance(part.get("text"), str)
+    ):
         return str(part["text"])
     kind = part.get("type") if isinstance(part, dict) else type(part).__name__
     raise Misfit(f"a turn has a part of type {kind!r:.40}; only text is read", name="part")
@@ -204,14 +203,10 @@ def check_order(messages: Sequence[Message], last: str) -> None:
 
 
 def check_plain(text: str) -> str:
-    """The text. Raises Misfit where it is a chat that was rendered, which a template would render again, or stands for
-    a picture."""
-    if text.endswith(":") and (awaits := _AWAITS.search(text[-20:])) and (first := _SPEAKER.search(text)):
-        said = f"{first[0].strip()} ... {awaits[0].strip()}"
-        raise Misfit(f"a text is a chat that was rendered before, {said!r}; give its turns", name="rendered")
-    if rendered := _RENDERED.match(text):
+    """The text. Raises Misfit where it is a chat that was rendered, or stands for a picture."""
+    if mark := rendered_mark(text):
         raise Misfit(
-            f"a text begins with {rendered[0].strip()!r:.40}: it is a chat that was rendered before; give its turns",
+            f"a text holds {mark!r:.40}: it is a chat that was rendered before; give its turns",
             name="rendered",
         )
     if picture := _PICTURE.search(text):
@@ -276,11 +271,15 @@ class NotedRow(dict[str, Any]):
                 return name
         return None
 
+    def has(self, columns: str) -> bool:
+        """Whether the row has one of these columns, perhaps with nothing in it."""
+        return bool(_meant(self._names, columns))
+
     @property
     def unread(self) -> list[str]:
         """The columns, and names in turns, that hold something and were not read."""
         names = [n for n, value in self.items() if n not in self.read and value not in (None, "", [])]
-        return [*names, *self.beside] if self.beside else names
+        return [*names, *sorted(self.beside)] if self.beside else names
 
 
 @dataclass

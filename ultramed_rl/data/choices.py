@@ -6,7 +6,6 @@ of a source do: `settle_keys` reads them, and then each is read again with the `
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any, Literal
 from ultramed_rl.data.chats import MISFITS_ALLOWED, Misfit, check_text
 from ultramed_rl.data.files import Row, SourceError
 from ultramed_rl.data.sources import read_placed_rows
+from ultramed_rl.data.transcripts import parse_printed
 from ultramed_rl.data.vignettes import CSV_RESIDUE
 
 FirstPlace = Literal[0, 1, "auto"]
@@ -36,7 +36,7 @@ _ORDERS = (ascii_uppercase, ascii_lowercase, _NUMBERS, _NUMBERS[1:])
 _LINE = re.compile(r"([A-Z])\.(?: (.*)|$)")
 _LABEL = re.compile(r"\(?(\w+)(?:[.):](?: (.*))?)?")  # B, (B), B. and "B. its text"
 _QUOTES = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")
-_OWN = re.compile(r"\s*\(?([A-Za-z])[.):]\s+(?=\S)")
+_OWN = re.compile(r"\s*\(?([A-Za-z])((?<=\(.)\)\s*|[.):]\s+)(?=\S)")
 _NUMBER = re.compile(r"(\d{1,9})(?:\.0)?")
 
 
@@ -61,13 +61,13 @@ class Options:
 def read_options(value: Any) -> Options:
     """The options in a list of texts; a mapping of labels to texts; a list of {letter, content}; lists under `label` and
     `text`; lines "A. ..."; or any of these as JSON. Labels are letters or numbers, perhaps after the same letters, as in
-    opa, opb; of a table's struct None is no option.
+    opa, opb; of a table's struct None and of a mapping an empty text are no options.
 
     Raises:
         Misfit: option_gap, too_few_options, too_many_options, or another value (column).
     """
     if isinstance(value, str):
-        value = _parse(value)
+        value = split_options(value) if (parsed := parse_printed(value)) is None else parsed
     if (
         isinstance(value, list)
         and value
@@ -77,7 +77,7 @@ def read_options(value: Any) -> Options:
     if isinstance(value, Mapping) and isinstance(value.get("label"), list):
         pairs = [*zip_longest(value["label"], value.get("text") or ())]
     elif isinstance(value, Mapping):
-        pairs = [(label, text) for label, text in value.items() if text is not None]
+        pairs = [(label, text) for label, text in value.items() if text not in (None, "")]
     elif isinstance(value, list) and value and all(isinstance(option, Mapping) for option in value):
         named = [_first(option, _LABELS) for option in value]
         named = [*ascii_uppercase[: len(value)]] if {*named} == {None} else named
@@ -114,15 +114,6 @@ def _own_letters(texts: Sequence[Any]) -> tuple[str, ...]:
 
 def _first(option: Mapping[str, Any], names: Sequence[str]) -> Any:
     return next((option[name] for name in names if option.get(name) is not None), None)
-
-
-def _parse(text: str) -> Any:
-    if text.lstrip().startswith(("[", "{")):
-        try:
-            return json.loads(text)
-        except (ValueError, RecursionError):
-            raise Misfit(f"options are {text!r:.60}, which is no JSON") from None
-    return split_options(text)
 
 
 def split_options(text: str) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from ultramed_rl.data.forms import (
     TURNS,
     RowForm,
     complete_prompt,
+    is_told,
     match_form,
     read_orphan,
     read_path,
@@ -28,7 +29,7 @@ from ultramed_rl.records import Message
 _CHOSEN = "chosen chosen_response preferred_output"
 _REJECTED = "rejected rejected_response non_preferred_output"
 _TEXTS = ("text", "content", "response", "answer", "output", "completion")
-_SCORES = ("score", "reward", "overall_score", "rating", "avg_rating")
+_SCORES = ("score", "reward", "overall_score", "rating", "avg_rating", "pm_score")
 _RANKS = ("rank", "ranks")  # the best one has the lowest
 _SIDE_SCORES = [
     (kind, sign, f"{kind}_chosen chosen_{kind}", f"{kind}_rejected rejected_{kind}")
@@ -39,7 +40,7 @@ _ANY_SCORE = " ".join(columns for _, _, *both in _SIDE_SCORES for columns in bot
 _SCORE_LISTS = "scores rewards ratings rating"
 _WORDS = {
     **dict.fromkeys(("a>b", "a>>b", "model_a", "a", "response_1", "response_a"), 1.0),
-    **dict.fromkeys(("a=b", "tie", "both", "tie (bothbad)"), 0.0),
+    **dict.fromkeys(("a=b", "tie", "both", "both_bad", "tie (bothbad)"), 0.0),
     **dict.fromkeys(("b>a", "b>>a", "model_b", "b", "response_2", "response_b"), -1.0),
 }
 
@@ -120,6 +121,13 @@ def _draft(prompt: list[Message], answers: Sequence[tuple[str, Any]], **more: An
         )
     if any(context != read[0][0] for context, _ in read):
         raise Misfit(f"{names} are answers to different chats", name="prompt")
+    told = [turn["content"] for turn in read[0][0]]
+    if not is_told([turn["content"] for turn in prompt], told):
+        raise Misfit(
+            f"the turns of {names} don't hold their row's prompt, {prompt[-1]['content']!r:.40}; where the turns are all that was "
+            "asked, name the prompt's column under the source's ignore",
+            name="prompt",
+        )
     return Draft(read[0][0], [text for _, text in read], **more)
 
 
@@ -157,7 +165,8 @@ def _read_scored_sides(row: NotedRow, *names: str) -> Draft:
     if row.find(_ANY_SCORE) is None and not any(isinstance(row[name], dict) for name in names):
         return draft
     for kind, sign, *columns in _SIDE_SCORES:
-        found = map(row.find, columns)
+        # A column for one side alone says nothing.
+        found = map(row.find, columns if all(map(row.has, columns)) else ("", ""))
         apart = [None if column is None else row[column] for column in found]
         within = [row[name].get(kind) if isinstance(row[name], dict) else None for name in names]
         scored += [
@@ -171,6 +180,12 @@ def _read_scored_sides(row: NotedRow, *names: str) -> Draft:
                 f"its chosen answer scores {better:g}, below its rejected one's {worse:g}", name="score"
             )
     return replace(draft, scores=scored[0] if scored else draft.scores)
+
+
+def _read_replaced(row: NotedRow, turns: str, rejected: str) -> Draft:
+    """ms-swift's: a chat, and what its last answer is better than."""
+    before, _ = _answer([], row[turns], turns)
+    return _draft(before, [(turns, row[turns]), (rejected, row[rejected])], scores=[1.0, 0.0])
 
 
 def _compared(meanings: Mapping[str, float] | None) -> Callable[[NotedRow, str, str, str], Draft]:
@@ -250,7 +265,24 @@ def _scores(row: NotedRow, items: Sequence[Any]) -> list[float] | None:
         pairs = [[(a > b) - (a < b) for a in order for b in order] for order in orders]
         if any(one * other < 0 for one, other in zip(*pairs, strict=True)):
             raise Misfit("its scores and its ranks contradict each other", name="score")
+    if not orders and (beside := _unread_numbers(row, items)):
+        raise Misfit(
+            f"{beside!r} holds a number an answer, which isn't read; name it score or rank, or leave it out",
+            name="score",
+        )
     return orders[0] if orders else None
+
+
+def _unread_numbers(row: NotedRow, items: Sequence[Any]) -> str | None:
+    """The name of numbers beside answers, one each, which may say what is better."""
+    records = [item for item in items if isinstance(item, dict)]
+    named = {name: [item.get(name) for item in records] for item in records for name in item}
+    named |= {name: value for name, value in row.items() if name not in row.read and isinstance(value, list)}
+    for name, values in named.items():
+        numbers = [value for value in values if isinstance(value, int | float)]
+        if len(numbers) == len(values) == len(items) and not name.endswith("id"):
+            return name
+    return None
 
 
 def _item_score(item: Row) -> Any:
@@ -318,6 +350,7 @@ _PREFERENCES = (
     RowForm((_CHOSEN, _REJECTED), _read_scored_sides),
     *_PAIRS,
     _NUMBERED,
+    RowForm((TURNS, "rejected_response rejected_messages"), _read_replaced),
     RowForm(
         ("generations responses", f"{_SCORE_LISTS} rank ranks"),
         lambda row, column, _: _read_ranked(row, column),

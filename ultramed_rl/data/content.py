@@ -13,6 +13,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import permutations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -153,29 +154,50 @@ def _one_word(a: str, b: str) -> bool:
     return (formed and shared >= (3 if ends <= {"", "s", "d"} else 4)) or _is_slip(a, b)
 
 
-def _shared(a: str, b: str) -> int:
-    """How many letters two words begin with alike."""
+def _shared(a: Sequence[str], b: Sequence[str]) -> int:
+    """How many letters two words, or words two texts, begin with alike."""
     return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def _is_slip(a: str, b: str) -> bool:
-    """Whether two words that begin alike are one but for a letter left out, added, doubled or beside the right one, a
-    vowel, or two letters exchanged."""
+def _is_slip(a: str, b: str, *, usual: bool = False) -> bool:
+    """Whether two words are one but for a letter left out, added, doubled or beside the right one, a vowel, or two letters
+    exchanged; short ones only where one is `usual`, as names differ by as little."""
     shorter = min(len(a), len(b))
-    if shorter < 4 or abs(len(a) - len(b)) > 1 or {a, b} in _TWINS:
+    if shorter < (3 if usual else 4) or abs(len(a) - len(b)) > 1 or {a, b} in _TWINS:
         return False
     shared = _shared(a, b)
     left, right = a[shared:], b[shared:]
     same = _shared(left[::-1], right[::-1])
     left, right = left[: len(left) - same], right[: len(right) - same]
-    if left + right == a[shared - 1] or (len(left) == 2 and left == right[::-1]):
+    if (shared and left + right == a[shared - 1]) or (len(left) == 2 and left == right[::-1]):
         return True
     if len(left) == len(right) == 1:
         (x, y), (other_x, other_y) = _KEYS.get(left, (0, 9)), _KEYS.get(right, (99, 9))
         near = abs(x - other_x) <= 1 and abs(y - other_y) <= 1
         vowels = shared > (2 if shorter < 9 or a[2:5] == "cro" else 0)  # microcytic, macrocytic
-        return shorter > 5 and (near or (vowels and all(_VOWEL_SLIP.match(word, shared) for word in (a, b))))
-    return shorter > 4 and len(left) + len(right) == 1
+        return (usual or shorter > 5) and (
+            near or (vowels and all(_VOWEL_SLIP.match(word, shared) for word in (a, b)))
+        )
+    return (usual or shorter > 4) and len(left) + len(right) == 1
+
+
+def one_slip(a: Content, b: Content) -> bool:
+    """Whether two texts are the same words but for one that any question may have, in which the hand slipped or that was cut
+    in two: "dofs", "wha t". In its place among the others it is no other word."""
+    first = _shared(a.plain, b.plain)
+    last = _shared(a.plain[first:][::-1], b.plain[first:][::-1])
+    middles = [content.plain[first : len(content.plain) - last] for content in (a, b)]
+    if not all(0 < len(words) <= 2 for words in middles):
+        return False
+    for word, other in permutations(map("".join, middles)):
+        usual = [form for form in (word, *_FORMS.get(word, ())) if len(form) > 3]
+        if usual and _is_listed(word) and (other == word or not _is_listed(other)):
+            return other.isalpha() and any(f == other or _is_slip(f, other, usual=True) for f in usual)
+    return False
+
+
+def _is_listed(word: str) -> bool:
+    return word in _EMPTY or word in _FORMS
 
 
 def left_over(a: Content, b: Content) -> tuple[list[str], list[str], dict[str, str]]:

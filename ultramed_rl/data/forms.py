@@ -26,6 +26,7 @@ from ultramed_rl.data.chats import (
     unlearnt_turns,
 )
 from ultramed_rl.data.sources import Row
+from ultramed_rl.data.transcripts import parse_printed
 from ultramed_rl.data.vignettes import COLUMNS as VIGNETTE_COLUMNS
 from ultramed_rl.data.vignettes import read_vignette
 from ultramed_rl.records import Message
@@ -39,7 +40,7 @@ _SYSTEM = "system system_prompt system_message"
 _NOTHING = ("", "[]", "{}", "nan", "none", "null", "n/a", "<noinput>", "no input")
 # What can only be part of a prompt: a misfit where it isn't read, unless the prompt has its text already.
 _PROMPT_ALONE = (
-    f"{_SYSTEM} history question query input context tools functions documents options choices image images videos audios "
+    f"{_SYSTEM} history question query input context passage passages tools functions documents options choices image images videos audios "
     "b opa option_a option_1 option1 choice_a"  # of a question's options one is enough
 )
 
@@ -66,7 +67,8 @@ def match_form(row: NotedRow, forms: Sequence[RowForm], nothing: str) -> Any:
         names = [row.find(columns) for columns in form.columns]
         if None not in names:
             return form.read(row, *names)
-    raise Misfit(nothing.format(f"its columns {', '.join(row)}"))
+    columns = (name if dict.get(row, name) is not None else f"{name} (empty)" for name in row)
+    raise Misfit(nothing.format(f"its columns {', '.join(columns)}"))
 
 
 # -- chats and questions -----------------------------------------------------------------------------------
@@ -81,8 +83,10 @@ def read_chat(row: NotedRow, column: str | None = None) -> Chat:
 
 
 def read_question(row: NotedRow, column: str) -> list[Message]:
-    """The turns of a prompt whose question is a text of this column. Raises Misfit."""
-    read_text(row, column)
+    """The turns of a prompt whose question is this column's, a text or turns. Raises Misfit."""
+    value = read_column(row, column)
+    if not isinstance(value, list):
+        check_text(value or None, f"column {column!r}")
     turns = complete_prompt(row, with_input(row, read_turns(row, column, "user"), column))
     check_order(turns, "user")
     return turns
@@ -169,7 +173,8 @@ _CHATS = (
 def with_input(row: NotedRow, turns: list[Message], question: str) -> list[Message]:
     """An instruction with its input, as alpaca has it, or its context, as Dolly has it, a paragraph below."""
     name = row.find("input context") if question.casefold() == "instruction" else None
-    if name is None or not isinstance(row[name], str) or row[name].strip().casefold() in _NOTHING:
+    # What is no text stays unread, and is told as such.
+    if name is None or not isinstance(dict.get(row, name), str) or row[name].strip().casefold() in _NOTHING:
         return turns
     (more,) = read_turns(row, name, "user")
     *before, last = turns
@@ -180,15 +185,16 @@ def complete_prompt(row: NotedRow, turns: list[Message]) -> list[Message]:
     """The turns with what the row holds of their prompt beside them. Raises Misfit where that cannot be read."""
     told = [turn["content"] for turn in turns]
     history = row.find("history")
-    if history is not None and isinstance(row[history], list) and not _is_told(row[history], told):
-        pairs = row[history]
-        if all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
-            roles = ("user", "assistant")
-            pairs = [{"role": r, "content": t} for pair in pairs for r, t in zip(roles, pair, strict=True)]
-        place = int(turns[:1] != [] and turns[0]["role"] == "system")
-        turns = [*turns[:place], *read_turns({history: pairs}, history), *turns[place:]]
+    if history is not None:
+        earlier = dict.get(row, history)
+        earlier = parse_printed(earlier) if isinstance(earlier, str) else earlier
+        if isinstance(earlier, list):
+            row.read.add(history)
+        if isinstance(earlier, list) and not is_told(earlier, told):
+            place = int(turns[:1] != [] and turns[0]["role"] == "system")
+            turns = [*turns[:place], *read_turns({history: earlier}, history), *turns[place:]]
     system = row.find(_SYSTEM)
-    if system is not None and not _is_told(row[system], told):
+    if system is not None and not is_told(row[system], told):
         if any(turn["role"] == "system" for turn in turns):
             raise Misfit(f"a system message in its turns, and another in column {system!r}", name="prompt")
         turns = [*read_turns(row, system, "system"), *turns]
@@ -196,7 +202,7 @@ def complete_prompt(row: NotedRow, turns: list[Message]) -> list[Message]:
         return turns
     for wanted in _PROMPT_ALONE.split():
         name = row.find(wanted)
-        if name is not None and name not in row.read and not _is_told(row[name], told):
+        if name is not None and name not in row.read and not is_told(row[name], told):
             raise Misfit(
                 f"column {name!r} is part of its prompt and isn't read; put it into the prompt's text, or name it "
                 "under the source's ignore",
@@ -205,11 +211,11 @@ def complete_prompt(row: NotedRow, turns: list[Message]) -> list[Message]:
     return turns
 
 
-def _is_told(value: Any, told: Sequence[str]) -> bool:
+def is_told(value: Any, told: Sequence[str]) -> bool:
     """Whether texts hold all that a column says."""
     if isinstance(value, dict):
         value = value["content"] if "content" in value else value.get("value", list(value.values()))
     if isinstance(value, list | tuple):
-        return all(_is_told(one, told) for one in value)
+        return all(is_told(one, told) for one in value)
     text = "" if value is None else str(value).strip()
     return text.casefold() in _NOTHING or any(text in one for one in told)

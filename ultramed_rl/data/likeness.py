@@ -22,6 +22,7 @@ from ultramed_rl.data.content import (
     Content,
     is_telling,
     left_over,
+    one_slip,
     read_content,
     same_content,
     same_weak,
@@ -153,11 +154,12 @@ def same_question(a: Stem, b: Stem) -> bool:
         return False
     known = bool(a.answer and b.answer)
     told = known and bool(a.choices)
-    if not same_content(a.content, b.content, 3 if told else None, places=not told):
-        return False
-    few = min(len(set(a.content.words)), len(set(b.content.words))) <= _FEW
-    if few and not a.choices and not same_weak(a.content, b.content):
-        return False
+    if not one_slip(a.content, b.content):
+        if not same_content(a.content, b.content, 3 if told else None, places=not told):
+            return False
+        few = min(len(set(a.content.words)), len(set(b.content.words))) <= _FEW
+        if few and not a.choices and not same_weak(a.content, b.content):
+            return False
     theirs = list(b.option_contents)
     for choice in a.option_contents:
         twin = next((other for other in theirs if same_content(choice, other, 1)), None)

@@ -9,9 +9,9 @@ from dataclasses import replace
 from ultramed_rl.config.stages import BenchmarkPairs, PreferenceSource
 from ultramed_rl.data.chats import FittingRows, Misfit, NotedRow, SourceNotes, check_order, check_text
 from ultramed_rl.data.comparisons import Draft, cut_texts, read_benched, read_drafts
+from ultramed_rl.data.files import Row, SourceError
 from ultramed_rl.data.gathered import gather_answers
 from ultramed_rl.data.identity import UniqueIds, content_key, row_id
-from ultramed_rl.data.sources import Row
 from ultramed_rl.records import RankedAnswers
 
 KIND_COLUMNS = ("label_type", "kind", "task")  # UltraMedical's, this project's, UltraInteract's
@@ -146,7 +146,13 @@ def read_pairs(
         return RankedAnswers(name, tuple(draft.messages), tuple(answers), scores, subset, wanted, cut)
 
     fix = "clean the file, or raise data.max_misfit_share"
-    yield from FittingRows.of(source, "hold no pair", fix, counts, notes).parse(parse)
+    pair = None
+    for pair in FittingRows.of(source, "hold no pair", fix, counts, notes).parse(parse):
+        yield pair
+    if pair is None:
+        raise SourceError(
+            f"source {source.uri!r}: its {counts['tie']} pairs are all ties; name another source"
+        )
 
 
 def _subset(row: Row, column: str | None) -> str:

@@ -40,6 +40,9 @@ TEN = tuple(f"text {number}" for number in range(11))
         ([("B", "Liver"), ("A", "Heart")], ("Heart", "Liver"), "AB"),  # of a table's map
         ('["Heart", "Liver"]', ("Heart", "Liver"), "AB"),
         ('{"A": "Heart", "B": "Liver"}', ("Heart", "Liver"), "AB"),
+        ("['Heart', 'Liver']", ("Heart", "Liver"), "AB"),  # as Python prints it
+        ({"A": "Heart", "B": "Liver", "C": ""}, ("Heart", "Liver"), "AB"),
+        ({1: "Liver", 0: "Heart"}, ("Heart", "Liver"), "01"),
     ],
 )  # fmt: skip
 def test_options_are_read_in_their_order(value: Any, texts: tuple[str, ...], labels: Any) -> None:
@@ -63,7 +66,7 @@ def test_options_are_read_in_their_order(value: Any, texts: tuple[str, ...], lab
         ([{"letter": "A"}, {"letter": "B"}], "column"),
         ([{"letter": "A", "text": "x"}, {"text": "y"}], "option_gap"),
         (["(b) Liver", "(a) Heart"], "option_gap"),
-        ('["x", ', "column"),
+        ('["x", ', "option_gap"),
         (7, "column"),
         (None, "column"),
     ],
@@ -174,6 +177,7 @@ def test_options_may_begin_with_their_letters(tmp_path: Path, key: Any) -> None:
     options = ["(a) Heart", "(b) Liver", "(c) Lung"]
     assert read(tmp_path, [(options, key), (options, 0 if key == 1 else "A")]) == [1, 0]
     assert read_options(options).bare == ("Heart", "Liver", "Lung")
+    assert read_options(["(A)Heart", "(B)Liver"]).bare == ("Heart", "Liver")
     assert read_options(["A. fumigatus", "C. albicans"]).bare == ("A. fumigatus", "C. albicans")
 
 

@@ -125,6 +125,25 @@ CHATS: dict[str, tuple[Row, str]] = {
         },
         "u:A a:[B$]",
     ),
+    "capybara": (
+        {"conversation": [{"input": "A", "output": "B"}, {"input": "C", "output": "D"}]},
+        "u:A a:[B$] u:C a:[D$]",
+    ),
+    "turns as python prints them": (
+        {"messages": str([turn("user", "A"), turn("assistant", "it's \"B\"")])},
+        'u:A a:[it\'s "B"$]',
+    ),
+    "an empty system turn": ({"messages": [turn("system", None), turn("user", "A"), turn("assistant", "B")]}, "u:A a:[B$]"),
+    "parts of every text": (
+        {"messages": [turn("user", [{"type": "input_text", "text": "A"}, "A"]), turn("assistant", {"type": "output_text", "text": "B"})]},
+        "u:AA a:[B$]",
+    ),
+    "a history in json": ({"instruction": "C", "output": "D", "history": '[["A", "B"]]'}, "u:A a:[B$] u:C a:[D$]"),
+    "a list in a text": ({"instruction": "Sort", "input": '[{"value": 2}]', "output": "[]"}, 'u:Sort//[{"value": 2}] a:[[]$]'),
+    "swift's weights": (
+        {"messages": [turn("user", "A"), turn("assistant", "B", loss_scale=0.0), turn("user", "C"), turn("assistant", "D", loss_mask=1)]},
+        "u:A a:B u:C a:[D$]",
+    ),
     "a wanted answer": ({"prompt": "A", "completion": "B", "label": True}, "u:A a:[B$]"),
 }  # fmt: skip
 
@@ -182,6 +201,27 @@ PREFERENCES: dict[str, tuple[Row, list[str]]] = {
         {"instruction": "A", "completions": [{"response": "C", "overall_score": 3}, {"response": "B", "overall_score": 8.5}]},
         ["u:A a: | B$ | C$ [8.5, 3.0] 1"],
     ),
+    "ms-swift": (
+        {"messages": [turn("user", "A"), turn("assistant", "B")], "rejected_response": "C"},
+        ["u:A a: | B$ | C$ [1.0, 0.0] 1"],
+    ),
+    "stack exchange": (
+        {"question": "A", "answers": [{"answer_id": 7, "text": "C", "pm_score": 1}, {"answer_id": 3, "text": "B", "pm_score": 5}]},
+        ["u:A a: | B$ | C$ [5.0, 1.0] 1"],
+    ),
+    "a score of one side": (
+        {"input": "A", "chosen": "B", "rejected": "C", "chosen_score": 9.0},
+        ["u:A a: | B$ | C$ [1.0, 0.0] 1"],
+    ),
+    "answers after their speaker": (
+        {"prompt": "\n\nHuman: A\n\nAssistant:", "chosen": "\n\nAssistant: B", "rejected": "Assistant: C"},
+        ["u:A a: | B$ | C$ [1.0, 0.0] 1"],
+    ),
+    "sides as printed turns": (
+        {"prompt": "A", "chosen": str([turn("assistant", "B")]), "rejected": json.dumps(turn("assistant", "C"))},
+        ["u:A a: | B$ | C$ [1.0, 0.0] 1"],
+    ),
+    "labels in words": ({"prompt": "A", "completion": "B", "label": "rejected"}, ["u:A a: | B$ [0.0] 0"]),
     "nectar": (
         {"prompt": "\n\nHuman: A\n\nAssistant: ", "answers": [{"answer": "C", "rank": 2}, {"answer": "B", "rank": 1}, {"answer": "D", "rank": 7}]},
         ["u:A a: | B$ | C$ | D$ [-1.0, -2.0, -7.0] 1"],
@@ -360,7 +400,9 @@ def test_a_benchmarks_row_in_every_form(tmp_path: Path, form: str) -> None:
 
 
 def test_a_benchmarks_ties_are_left_out(tmp_path: Path) -> None:
-    row = {"prompt": "A", "response_1": "B", "response_2": "C", "winner": "tie"}
+    row = {"prompt": "A", "response_1": "B", "response_2": "C", "winner": "both_bad"}
+    with pytest.raises(ValueError, match="1 pairs are all ties"):
+        list(read_pairs(BenchmarkPairs.model_validate(source(tmp_path, row)), Counter()))
     counts: Counter[str] = Counter()
     benched = source(tmp_path, row, {**row, "winner": "model_b"})
     assert len(list(read_pairs(BenchmarkPairs.model_validate(benched), counts))) == 1 == counts["tie"]
@@ -400,6 +442,18 @@ def test_prompts_have_their_system_message_and_earlier_turns(tmp_path: Path) -> 
     config = {"sources": [{"type": "question", "column": "instruction", **source(tmp_path, *rows)}]}
     prompt = load_prompts(Prompts.model_validate({**config, "held_out": 1}), lambda _: []).training[0]
     assert [m["content"] for m in prompt.messages] == ["S", "A", "B", "q0\n\nT"]
+
+
+def test_a_question_may_be_turns_or_a_transcript(tmp_path: Path) -> None:
+    asked = "\n\nHuman: A\n\nAssistant: B\n\nHuman: C\n\nAssistant:"
+    chat = [turn("user", "A"), turn("assistant", "B"), turn("user", "D")]
+    rows = source(tmp_path, {"question": asked}, {"question": chat})
+    config = {"sources": [{"type": "question", "column": "question", **rows}], "held_out": 1}
+    pool = load_prompts(Prompts.model_validate(config), lambda _: [])
+    assert [[m["content"] for m in prompt.messages] for prompt in pool.training] == [
+        ["A", "B", "C"],
+        ["A", "B", "D"],
+    ]
 
 
 def test_two_system_messages_are_a_misfit(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
@@ -499,8 +553,13 @@ def test_what_is_missing_may_be_null_or_nan(tmp_path: Path, tokenizer: ChatToken
         ({"prompt": "### Instruction:\nA\n### Response:", "chosen": "B", "rejected": "C"}, "rendered", "###"),
         ({"prompt": "[INST] A [/INST]", "chosen": "B", "rejected": "C"}, "rendered", "INST"),
         ({**PAIR, "prompt": "See <image>. What is it?"}, "part", "<image>"),
+        ({**PAIR, "prompt": "[{'role': 'user', 'content': 'A'}\n {'role'"}, "turn", "JSON"),
+        ({"prompt": "A", "answers": [{"text": "B", "votes": 1}, {"text": "C", "votes": 5}]}, "score", "'votes'"),
+        ({"prompt": "A", "answers": ["B", "C"], "upvotes": [1, 5]}, "score", "'upvotes'"),
+        ({"prompt": "other", "chosen": [turn("user", "A"), turn("assistant", "B")], "rejected": [turn("user", "A"), turn("assistant", "C")]}, "prompt", "'other'"),
+        ({**PAIR, "rejected": None}, "column", r"rejected \(empty\)"),
     ],
-)
+)  # fmt: skip
 def test_preferences_that_would_be_read_wrong_are_refused(
     tmp_path: Path, tokenizer: ChatTokenizer, row: Row, name: str, words: str
 ) -> None:
@@ -517,6 +576,14 @@ def test_preferences_that_would_be_read_wrong_are_refused(
         ({"messages": [turn("user", "A"), turn("assistant", "B", weight=0)]}, "weight", "all"),
         ({"messages": [turn("user", "A"), turn("assistant", "B", loss_weight=0)]}, "weight", "all"),
         ({"messages": [turn("user", "A"), turn("assistant", "B", weight=0.5)]}, "weight", "0.5"),
+        ({"messages": [turn("user", "A"), turn("assistant", "B", mask=1)]}, "part", "'mask'"),
+        ({"messages": [turn("user", "A"), turn("assistant", "B", train_detail=[{}])]}, "part", "'train_detail'"),
+        ({"prompt": "A", "completion": "B", "label": "rejected"}, "label", "'label'"),
+        ({"instruction": "A", "input": ["x"], "output": "B"}, "unread", "'input'"),
+        ({"instruction": "A", "output": "B", "history": "earlier"}, "unread", "'history'"),
+        ({"prompt": "<|start_of_role|>user<|end_of_role|>A", "completion": "B"}, "rendered", "start_of_role"),
+        ({"prompt": "[gMASK]<sop><|user|>A", "completion": "B"}, "rendered", "gMASK"),
+        ({"prompt": "[|user|]A", "completion": "B"}, "rendered", "user"),
         ({"question": "A", "answer": "B", "B": "x", "A": "y"}, "unread", "'B'"),
         ({"question": "A", "answer": "opb", "opa": "x", "opb": "y"}, "unread", "'opa'"),
         ({"instruction": "A", "context": "T", "question": "Q", "answer": "B"}, "unread", "'question'"),

