@@ -36,7 +36,7 @@ def term(**fields: Any) -> dict[str, Any]:
         (term(engine={"path": "/models/judge"}), r"reward\.terms, judge: engine\.kv_cache_gib=null"),
         (term(engine=ENGINE, grade="expected"), "grade=expected.*1 to 10"),
         (term(engine=ENGINE, grade="expected", scale={"low": 1.0, "high": 4.5}), "grade=expected.*4.5"),
-        (term(engine=ENGINE, thought=["<think>"]), "thought"),
+        (term(engine={**ENGINE, "thinking": ["<think>"]}), "thinking"),
         ({"evaluation__judges": [{"type": "judge", "engine": "policy"}]}, r"judges\.0\.engine=policy"),
         ({"evaluation__judges": [{"type": "pairwise", "engine": ENGINE}]}, "pairwise"),
         (
