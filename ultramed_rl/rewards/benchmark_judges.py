@@ -75,7 +75,9 @@ class BenchmarkJudges:
             RuntimeError: the API cannot be reached or refuses; too few engines are left.
             ValueError: too little can be read.
         """
-        for one in (self.statements, self.referee, self.chats, self.grader):
+        judges: list[StatementGrader | PairwiseJudge | Judge | RubricGrader | None]
+        judges = [self.statements, self.referee, self.chats, self.grader]
+        for one in judges:
             if one is not None and one.judge.engine is not None:
                 one.judge.served = partial(served, one.judge)
         if self.statements is not None:
