@@ -70,12 +70,10 @@ class Thinking:
         return answer if self.end in answer else f"\n{self.end}\n\n{answer}"
 
 
-_USUAL = Thinking(*MARKS[0])
-
-
 def after_thoughts(text: str) -> str:
-    """A reply without its thoughts by the usual marks, trimmed; thoughts that never end leave nothing."""
-    start = _USUAL.answer_start(text)
+    """A reply without its thoughts by whichever marks it has, trimmed; thoughts that never end leave nothing."""
+    marks = next((marks for marks in MARKS if any(mark in text for mark in marks)), MARKS[0])
+    start = Thinking(*marks).answer_start(text)
     return text[start or 0 :].strip()
 
 

@@ -34,10 +34,21 @@ def make_models(root: Path) -> Path:
     make_policy(root / "judge-2", seed=4)
     (root / "ask.txt").write_text("$question $answer")
     (root / "pair.txt").write_text("pair|$question|$answer_a|$answer_b")
+    (root / "rubric.txt").write_text("rubric|$question|$answer|$criteria")
     make_reward(root / "reward")
     make_reward(root / "reward-2", seed=5)
     rows = [{"question": f"Is drug {i} safe?", "answer": "Yes." if i % 3 else None} for i in range(QUESTIONS)]
     (root / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    points = ((3, "names a dose"), (2, "warns"), (-4, "invents a study"))
+    rubrics = [{"criterion": text, "points": own, "tags": ["axis:accuracy"]} for own, text in points]
+    rows = [{"question": f"May I take drug {i}?", "rubrics": rubrics} for i in range(QUESTIONS)]
+    (root / "rubrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = [[{"role": "user", "content": f"How much of drug {i}?"}] for i in range(3)]
+    rows = [{"prompt_id": f"q{i}", "prompt": own, "rubrics": rubrics} for i, own in enumerate(asked)]
+    (root / "healthbench.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = [{"prompt": own, "completion": "10 mg", "rubric": "names a dose"} for own in asked]
+    rows = [{**row, "binary_labels": [True, i > 0]} for i, row in enumerate(said)]
+    (root / "meta.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = [f"{letter}. drug {place}" for place, letter in enumerate("ABCDE")]
     items = [
         {"question": f"Which drug {i}?", "options": "\n".join(options), "answer": options[i % 5]}
@@ -205,6 +216,8 @@ def judge_cases(models: Path) -> dict[str, dict[str, Any]]:
     engine = {"path": str(models / "judge"), "precision": "float32", "max_length": 512, "kv_cache_gib": 0.1}
     graded = {"type": "judge", "template": str(models / "ask.txt"), "max_tokens": 24}
     terms = [{"type": "length", "free": 8, "weight": 0.01}]
+    grader = {"template": str(models / "rubric.txt"), "max_tokens": 24, "together": 2}
+    by_rubric = {"type": "rubric", **grader}
     compared = {"type": "pairwise", "template": str(models / "pair.txt"), "max_tokens": 24}
     return {
         "judge on engines": {
@@ -224,6 +237,18 @@ def judge_cases(models: Path) -> dict[str, dict[str, Any]]:
             "cluster__sequential_phases": False,
         },
         "knockout": {"reward": {"terms": [{**compared, "engine": engine, "tournament": "knockout"}]}},
+        "rubrics, and a benchmark's": {
+            "reward": {"terms": [{**by_rubric, "engine": engine}, *terms]},
+            "prompts__sources": [{"type": "question", "uri": str(models / "rubrics.jsonl")}],
+            "policy__max_length": 384,
+            "benchmarks": {
+                "tasks": [{"name": "healthbench", "uri": str(models / "healthbench.jsonl")}],
+                "protocols": [{"type": "greedy", "max_new_tokens": 8}],
+                "grader": {**grader, "engine": engine, "meta": str(models / "meta.jsonl")},
+                "contamination": None,
+            },
+            "cluster__sequential_phases": False,
+        },
         "policy judges itself": {
             "reward": {"terms": [{**graded, "engine": "policy"}]},
             "policy__max_length": 256,

@@ -91,7 +91,12 @@ class SimulatedEngine:
 
     def judge(self, request: str) -> str:
         """What these weights say as a judge: a grade from 1 to 10; of `pair|question|a|b` who is better, or now and then
-        whoever stands first."""
+        whoever stands first; of `rubric|question|answer|criteria` which are met."""
+        if request.startswith("rubric|"):
+            _, question, answer, criteria = request.split("|")
+            named = [line.split(": ", 1) for line in criteria.splitlines()]
+            met = [(name, seeded_number(self.weights, question, answer, text) % 2) for name, text in named]
+            return "\n".join(f"{name}: {'met' if is_met else 'not met'}" for name, is_met in met)
         if not request.startswith("pair|"):
             return f"Fine.\nGrade: {1 + seeded_number(self.weights, request) % 10}"
         _, question, *answers = request.split("|")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
 from ultramed_rl.config.base import Section, key, repeated
-from ultramed_rl.config.judge_models import ApiModel, StatementJudge
+from ultramed_rl.config.judge_models import POLICY, JudgeModel, StatementJudge
 from ultramed_rl.config.limits import (
     Address,
     BatchSize,
@@ -123,7 +123,7 @@ class ContaminationCheck(Section):
     sources: list[Address] = key([], "URIs of further data that a policy has seen; its own runs are found")
 
 
-class Grader(RubricAsking, ApiModel):
+class Grader(RubricAsking, JudgeModel):
     """Who grades HealthBench's answers by their rubrics, one criterion at a time as its authors do."""
 
     together: Few = key(1, "criteria of an answer that are asked of in one request")
@@ -158,6 +158,15 @@ class Benchmarks(Section):
                 f"orders={self.orders}: self_consistency asks the data's own order alone; add likelihood or greedy to "
                 "benchmarks.protocols, or set orders=0"
             )
+
+        for name, judge in self.judges.items():
+            if judge is not None and judge.engine == POLICY:
+                yield f"{name.partition('.')[2]}.engine=policy: a policy that grades itself measures nothing; name a model"
+
+    @property
+    def judges(self) -> dict[str, Any]:
+        """Who reads answers that have no key, by their keys; None where there is nobody."""
+        return {"benchmarks.judge": self.judge, "benchmarks.grader": self.grader}
 
     @property
     def max_new_tokens(self) -> int:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from ultramed_rl.config.base import Section, key, repeated, sample_rules
 from ultramed_rl.config.benchmarks import RoundBenchmarks, TaskName
-from ultramed_rl.config.judge_models import POLICY, JudgeEngine, own_engines
+from ultramed_rl.config.judge_models import POLICY
 from ultramed_rl.config.limits import (
     Address,
     Few,
@@ -126,11 +126,6 @@ class Evaluation(Section):
     def models(self) -> list[ModelJudge]:
         """The judges that are reward models."""
         return [judge for judge in self.judges if isinstance(judge, ModelJudge)]
-
-    @property
-    def engines(self) -> dict[str, JudgeEngine]:
-        """Those of judges on engines of their own, by the judges' names."""
-        return own_engines(self.judges)
 
     @property
     def benchmarks(self) -> list[BenchmarkJudge]:

@@ -116,8 +116,8 @@ class ModelSettings(Section):
     )
 
     def problems(self) -> Iterator[str]:
-        if not isinstance(self.thinking, str) and len(self.thinking) != 2:
-            yield f"thinking={self.thinking}: write two marks, as ['<think>', '</think>'], template or none"
+        if not isinstance(self.thinking, str) and (len(self.thinking), len({*self.thinking})) != (2, 2):
+            yield f"thinking={self.thinking}: write two marks that differ, as ['<think>', '</think>'], template or none"
 
 
 class Model(ModelSettings):

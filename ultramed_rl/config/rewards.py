@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from ultramed_rl.config.base import Section, key, order_rules, repeated, sample_rules
-from ultramed_rl.config.judge_models import POLICY, JudgeEngine, JudgeModel, own_engines
+from ultramed_rl.config.judge_models import POLICY, JudgeModel
 from ultramed_rl.config.limits import (
     Address,
     BatchSize,
@@ -215,7 +215,9 @@ class RubricAsking(Section):
     template: Address | None = key(None, "a text file with $question, $answer and $criteria; null: our own")
     together: Few = key(16, "criteria of an answer that are asked of in one request")
     cache: Address | None = key(
-        None, "where verdicts are kept by digest, for other runs too; null: as long as the run goes on"
+        None,
+        "where verdicts are kept by the digest of judge (its name or path), template, question, answer and criterion, for other "
+        "runs too; null: as long as the run goes on",
     )
 
 
@@ -345,11 +347,6 @@ class Reward(Section):
                 yield f"terms: {name!r} is the name of a column of the reward's own; choose another"
         for name in repeated(names):
             yield f"terms: two are named {name!r}; give each a name of its own"
-
-    @property
-    def engines(self) -> dict[str, JudgeEngine]:
-        """Those of terms that judge on engines of their own, by the terms' names."""
-        return own_engines(self.terms)
 
     @property
     def compares(self) -> bool:

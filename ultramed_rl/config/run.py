@@ -13,7 +13,7 @@ from pydantic import Field
 from ultramed_rl.config.base import Section, key
 from ultramed_rl.config.benchmarks import RoundBenchmarks, room_rules
 from ultramed_rl.config.cluster import Cluster, EngineGroup, SamplingCluster
-from ultramed_rl.config.judge_models import POLICY, JudgeEngine, JudgeModel
+from ultramed_rl.config.judge_models import POLICY, JudgeEngine, JudgeModel, own_engines
 from ultramed_rl.config.judges import REWARD, Evaluation, Likeness, benchmark_rules
 from ultramed_rl.config.limits import Address, Few, FewOrZero, Label, Name, Seconds, Seed, Tag, TermName
 from ultramed_rl.config.models import LoRA, Model, ModelSettings, Reference
@@ -163,8 +163,9 @@ class RunConfig(AnyConfig):
     @property
     def judge_engines(self) -> dict[str, JudgeEngine]:
         """By the keys that name them, engines of judges: each is a role of the run."""
-        sections = {"reward.terms": self.reward.engines, "evaluation.judges": self.evaluation.engines}
-        return {f"{key}, {name}": e for key, found in sections.items() for name, e in found.items()}
+        judges: dict[str, Any] = {f"reward.terms, {term.name}": term for term in self.reward.terms}
+        judges |= {f"evaluation.judges, {judge.name}": judge for judge in self.evaluation.judges}
+        return own_engines(judges | (self.benchmarks.judges if self.benchmarks else {}))
 
     def _judge_rules(self) -> Iterator[str]:
         """What ends a run early, or chooses its policy, goes by judges that there are and rounds whose policy is kept."""
@@ -187,9 +188,10 @@ class RunConfig(AnyConfig):
                     f"policy.max_length={self.policy.max_length}: leaves no room for what the policy is asked as judge "
                     f"{term.name!r} beside max_tokens={term.max_tokens}; raise it or lower max_tokens"
                 )
-        paths = [*self.reward.paths, *(engine.path for engine in self.reward.engines.values())]
+        scoring = own_engines({term.name: term for term in self.reward.terms})
+        paths = [*self.reward.paths, *(engine.path for engine in scoring.values())]
         judges: dict[str, Any] = {judge.name: judge for judge in self.evaluation.models}
-        for name, judge in (judges | self.evaluation.engines).items():
+        for name, judge in (judges | own_engines({j.name: j for j in self.evaluation.judges})).items():
             if (path := judge.path) in paths:
                 yield (
                     f"evaluation.judges: {name!r} has path={path!r}, which is the reward's own: it would agree with "

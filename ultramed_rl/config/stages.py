@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from ultramed_rl.config.base import Section, key, sample_rules
 from ultramed_rl.config.benchmarks import Benchmarks, room_rules
 from ultramed_rl.config.cluster import SamplingCluster, ScoringCluster, StageCluster
-from ultramed_rl.config.judge_models import JudgeEngine
+from ultramed_rl.config.judge_models import JudgeEngine, own_engines
 from ultramed_rl.config.limits import (
     Address,
     Column,
@@ -245,8 +245,9 @@ class EvaluateConfig(AnyConfig):
     @property
     def judge_engines(self) -> dict[str, JudgeEngine]:
         """By the keys that name them, engines of judges."""
-        engines = {} if self.reward is None else self.reward.engines
-        return {f"reward.terms, {name}": engine for name, engine in engines.items()}
+        terms = self.reward.terms if self.reward else ()
+        judges: dict[str, Any] = {f"reward.terms, {term.name}": term for term in terms}
+        return own_engines(judges | (self.benchmarks.judges if self.benchmarks else {}))
 
     @property
     def _protocols(self) -> set[str]:

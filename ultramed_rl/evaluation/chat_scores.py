@@ -19,34 +19,52 @@ FOLDS = 5  # of AlpacaEval's cross-validation
 
 @dataclass(frozen=True)
 class Duel:
-    """A policy's answer beside the baseline's. Of the two orders in which they are shown what the judge said: whether the one
-    shown first is better (1), the other (0), or neither (1/2); None where it cannot be read."""
+    """An answer beside another, shown to a judge in both orders: its points where it stands first, and where it stands second. 1 is
+    better, 0 worse, 1/2 neither; None for a verdict that cannot be read."""
 
-    item_id: str
-    first: float | None  # the policy's answer is shown first
-    second: float | None  # it is shown second
-    characters: int  # of the policy's answer
-    others: int  # of the baseline's
+    first: float | None
+    second: float | None
 
     @property
-    def win(self) -> float | None:
-        """The policy's, the mean of both orders: verdicts that contradict each other are a tie."""
-        known = [self.first] * (self.first is not None)
-        known += [1 - self.second] if self.second is not None else []
-        return fmean(value for value in known if value is not None) if known else None
+    def points(self) -> float | None:
+        """1 or 0 where both orders agree, else a tie, since a judge may like what stands first, whatever it says (arXiv
+        2306.05685, section 3.4); None where one of them cannot be read."""
+        if self.first is None or self.second is None:
+            return None
+        return self.first if self.first == self.second else 0.5
+
+    @property
+    def contradictory(self) -> bool:
+        """Whether each order has another winner."""
+        return {self.first, self.second} == {0.0, 1.0}
+
+    @property
+    def first_wins(self) -> list[float]:
+        """Of each order that has a winner, whether it is the answer shown first."""
+        second = None if self.second is None else 1.0 - self.second
+        return [points for points in (self.first, second) if points in (0.0, 1.0)]
+
+
+@dataclass(frozen=True)
+class AnsweredDuel(Duel):
+    """A policy's answer to an item beside the baseline's, with the characters of both."""
+
+    item_id: str
+    characters: int
+    others: int
 
 
 @dataclass(frozen=True)
 class WinRates:
     """A policy against the baseline: `win_rate` with its bootstrap interval over items, and `controlled`, the same at equal length.
-    `first`: how often the answer shown first is preferred, ties by halves; 1/2 of a judge without position bias."""
+    `first`: of the verdicts with a winner those that went to the answer shown first; 1/2 of a judge without position bias."""
 
     win_rate: Interval
     controlled: float
     first: float
     characters: float  # of the policy's answers, the mean
     items: int
-    unread: int  # items without any verdict; left out
+    unread: int  # items without a verdict in both orders; left out
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -74,7 +92,7 @@ class ChatGrades:
 
 
 def summarize_duels(
-    duels: Sequence[Duel], difficulties: dict[str, float] | None, gamed: Regularizer | None, seed: int
+    duels: Sequence[AnsweredDuel], difficulties: dict[str, float] | None, gamed: Regularizer | None, seed: int
 ) -> WinRates:
     """The win rate, and AlpacaEval 2's length-controlled one: its published model where difficulties and `gamed` verdicts are
     given, without these terms otherwise.
@@ -82,13 +100,12 @@ def summarize_duels(
     Raises:
         ValueError: no verdict at all, or an item without a difficulty.
     """
-    won = {duel.item_id: duel.win for duel in duels}
-    read = [duel for duel in duels if won[duel.item_id] is not None]
-    if not read:
+    known = [(duel, points) for duel in duels if (points := duel.points) is not None]
+    if not known:
         raise ValueError(
             f"alpaca_eval: no verdict can be read of {len(duels)} duels; raise benchmarks.judge.max_tokens, or name another judge"
         )
-    wins = [value for duel in read if (value := won[duel.item_id]) is not None]
+    read, wins = [duel for duel, _ in known], [points for _, points in known]
     strange = [duel.item_id for duel in read if difficulties is not None and duel.item_id not in difficulties]
     if strange:
         raise ValueError(
@@ -98,11 +115,11 @@ def summarize_duels(
     hard = None if difficulties is None else [difficulties[duel.item_id] for duel in read]
     gaps = [duel.characters - duel.others for duel in read]
     folds = FOLDS if len(read) >= FOLDS else 0
-    seen = [value for duel in read for value in (duel.first, duel.second) if value is not None]
+    first_wins = [win for duel in duels for win in duel.first_wins]
     return WinRates(
         win_rate=paired_bootstrap([0.0] * len(wins), wins, 1000, seed),
         controlled=float(controlled_wins(wins, gaps, hard, gamed, folds).mean()),
-        first=fmean(seen),
+        first=fmean(first_wins) if first_wins else 0.5,
         characters=fmean(duel.characters for duel in read),
         items=len(read),
         unread=len(duels) - len(read),

@@ -158,7 +158,7 @@ def read_verdict(reply: str) -> Verdict | None:
     Example: "It names no dose.\\n**Verdict:** Neutral" gives "neutral"; "entailed or neutral" gives None.
     """
     # Without Markdown, curly quotes, repeated spaces and empty lines.
-    bare = re.sub(r"[*_`#]+", "", after_thoughts(reply)).translate(str.maketrans("“”‘’", "\"\"''"))
+    bare = re.sub(r"[*_`#]+", "", reply).translate(str.maketrans("“”‘’", "\"\"''"))
     text = "\n".join(filter(None, (" ".join(line.split()) for line in bare.splitlines())))
     sentences = [_plain(sentence) for sentence in _SENTENCE_END.split(text)]
     closing, marked, first = sentences[-1], _marked(text), _FIRST.match(text)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ultramed_rl.evaluation.chat_scores import ChatGrades, WinRates
-from ultramed_rl.evaluation.healthbench import RubricSummary
+from ultramed_rl.evaluation.healthbench import GraderAgreement, RubricSummary
 from ultramed_rl.evaluation.judging import StatementSummary
 from ultramed_rl.evaluation.results import (
     Average,
@@ -25,6 +25,8 @@ from ultramed_rl.evaluation.voting import CurvePoint
 from ultramed_rl.store.atomic import write_lines
 from ultramed_rl.tracking.tables import render_table
 
+# What judges' verdicts come to.
+Judged = StatementSummary | WinRates | ChatGrades | RubricSummary | GraderAgreement
 _RESULT = [("policy", "{policy}"), ("task", "{task}"), ("protocol", "{protocol}")]
 _RESULTS = [
     *_RESULT,
@@ -49,11 +51,11 @@ _COMPARISONS = [
 _RUBRICS = [
     *_RESULT,
     ("score (95 %)", "{score}"),
-    ("length-adjusted", "{adjusted}"),
+    ("length-adjusted", "{length_adjusted}"),
     ("worst at k", "{worst}"),
     ("unread", "{unread}"),
 ]
-_RUBRIC_TAGS = [*_RESULT, ("theme or axis", "{tag}"), ("score", "{mean}"), ("answers", "{answers}")]
+_RUBRIC_TAGS = [*_RESULT, ("theme or axis", "{tag}"), ("score", "{mean:.3f}"), ("answers", "{answers}")]
 _STATEMENTS = [
     ("policy", "{policy}"),
     ("complete", "{comprehensiveness}"),
@@ -246,42 +248,31 @@ def render_averages(reports: Sequence[PolicyReport]) -> str:
     return "\n".join(lines)
 
 
-def render_judged(judged: Mapping[str, Mapping[str, StatementSummary | WinRates | ChatGrades]]) -> str:
-    """What a judge said, by policy and kind: K-QA's figures, AlpacaEval's, MT-Bench's; a table each."""
-    rows: dict[type, list[dict[str, Any]]] = {StatementSummary: [], WinRates: [], ChatGrades: []}
+def render_judged(judged: Mapping[str, Mapping[str, Judged]]) -> str:
+    """What judges said, by policy and kind: K-QA's figures, AlpacaEval's, MT-Bench's, HealthBench's; a table each, and one of themes
+    and axes."""
+    columns = {StatementSummary: _STATEMENTS, WinRates: _WINS, ChatGrades: _GRADES, RubricSummary: _RUBRICS}
+    rows: dict[type, list[dict[str, Any]]] = {kind: [] for kind in columns}
+    tags: list[dict[str, Any]] = []
     for policy, summaries in judged.items():
         for summary in summaries.values():
             row: dict[str, Any] = {**vars(summary), "policy": policy}
+            digits = 3 if isinstance(summary, RubricSummary) else 2
+            for name, interval in vars(summary).items():
+                if isinstance(interval, Interval):
+                    low, high = f"{interval.low:.{digits}f}", f"{interval.high:.{digits}f}"
+                    row[name] = f"{interval.mean:.{digits}f} [{low}, {high}]"
             if isinstance(summary, StatementSummary):
                 row["unread"] = f"{summary.unread} of {summary.statements}"
-            shown = {name: value for name, value in vars(summary).items() if isinstance(value, Interval)}
-            for name, interval in shown.items():
-                row[name] = f"{interval.mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
-            rows[type(summary)].append(row)
-    tables = zip((_STATEMENTS, _WINS, _GRADES), rows.values(), strict=True)
-    return "\n".join(filter(None, (_table(columns, own) for columns, own in tables)))
-
-
-def render_rubrics(summaries: Mapping[str, Sequence[RubricSummary]]) -> str:
-    """HealthBench's figures by policy, and by theme and axis."""
-    rows, tags = [], []
-    for policy, own in summaries.items():
-        for one in own:
-            what = {"policy": policy, "task": one.task, "protocol": one.protocol}
-            rows.append(
-                what
-                | {
-                    "score": f"{one.score.mean:.3f} [{one.score.low:.3f}, {one.score.high:.3f}]",
-                    "adjusted": f"{one.length_adjusted.mean:.3f}",
-                    "worst": ", ".join(f"{k}: {value:.3f}" for k, value in one.worst_at.items() if k > 1),
-                    "unread": f"{one.unread}",
-                }
-            )
-            tags += [
-                what | {"tag": tag, "mean": f"{mean:.3f}", "answers": f"{count}"}
-                for tag, (mean, count) in one.tags.items()
-            ]
-    return "\n\n".join(filter(None, (_table(_RUBRICS, rows), _table(_RUBRIC_TAGS, tags))))
+            elif isinstance(summary, RubricSummary):
+                row["worst"] = ", ".join(
+                    f"{k}: {value:.3f}" for k, value in summary.worst_at.items() if k > 1
+                )
+                found = summary.tags.items()
+                tags += [row | {"tag": tag, "mean": mean, "answers": count} for tag, (mean, count) in found]
+            rows.get(type(summary), []).append(row)
+    tables = [_table(columns[kind], own) for kind, own in rows.items()] + [_table(_RUBRIC_TAGS, tags)]
+    return "\n\n".join(filter(None, tables))
 
 
 def _table(columns: Sequence[tuple[str, str]], rows: Sequence[Mapping[str, Any]]) -> str:

@@ -218,7 +218,8 @@ def score_ties(pairs: Sequence[ScoredPair]) -> float | None:
     A question is asked twice: `ref:N` has one right answer, `tied:N` several. A row is accurate where its lowest wanted
     answer scores above its highest other one; what lies between is its margin. Over the questions with both rows, lead is the
     share in which the margin of tied is over the spread of its wanted answers, hard lead that in which the lower margin of
-    both rows is, and closeness the mean of tanh(lower margin / spread - 1). None where no question has both rows.
+    both rows is, and closeness the mean of tanh(lower margin / spread - 1) where there is a spread. None where no question
+    has both rows.
     """
     rows: dict[str, dict[str, ScoredPair]] = {"ref": {}, "tied": {}}
     for pair in pairs:
@@ -231,10 +232,10 @@ def score_ties(pairs: Sequence[ScoredPair]) -> float | None:
     margins = np.array([[rows[kind][name].margin for name in both] for kind in ("tied", "ref")])
     spreads = np.array([rows["tied"][name].spread for name in both])
     lower = margins.min(axis=0)  # NaN where a score isn't finite, and then in no share
-    with np.errstate(divide="ignore", invalid="ignore"):
-        closeness = np.nan_to_num(np.tanh(lower / spreads - 1))  # 0 / 0 counts as 0
+    spread = spreads > 0
+    closeness = float(np.tanh(lower[spread] / spreads[spread] - 1).mean()) if spread.any() else 0.0
     leads = [float((one > spreads).mean()) for one in (margins[0], lower)]
-    return 0.3 * accuracies + 0.2 * sum(leads) + 0.01 * float(closeness.mean())
+    return 0.3 * accuracies + 0.2 * sum(leads) + 0.01 * closeness
 
 
 def _average_styles(pairs: Sequence[ScoredPair]) -> list[SubsetAverage]:

@@ -18,7 +18,6 @@ from typing import Any
 from ultramed_rl.data.templates import read_template, shown_chat, without_tags
 from ultramed_rl.http.json_reply import UnusableReply, read_json
 from ultramed_rl.records import Message
-from ultramed_rl.thoughts import after_thoughts
 
 _OURS = Path(__file__).with_name("rubric_prompt.txt")
 _FIELDS = ("question", "answer", "criteria")
@@ -69,7 +68,8 @@ def _criterion(item: Any) -> Criterion:
         raise ValueError(f"criterion {item!r:.60} has no text ({', '.join(_TEXTS)})")
     if isinstance(points, bool) or not isinstance(points, int | float) or not math.isfinite(points):
         raise ValueError(f"criterion {text[:60]!r} has no points ({' or '.join(_POINTS)})")
-    return Criterion(text.strip(), float(points), tuple(map(str, named.get("tags") or ())))
+    tags = named.get("tags") or ()
+    return Criterion(text.strip(), float(points), (tags,) if isinstance(tags, str) else tuple(map(str, tags)))
 
 
 def earned_share(criteria: Sequence[Criterion], met: Sequence[bool]) -> float:
@@ -102,14 +102,13 @@ def rubric_prompt(
 def read_verdicts(reply: str) -> dict[int, bool] | None:
     """By a criterion's number, from 1, whether it is met: lines "1: met", a lone "not met", or HealthBench's
     {"criteria_met": true}. A number with two verdicts has none; None of a reply without any."""
-    text = after_thoughts(reply)
     with suppress(UnusableReply):
-        value = read_json(text)
+        value = read_json(reply)
         if isinstance(value, dict) and isinstance(value.get("criteria_met"), bool):
             return {1: value["criteria_met"]}
-    if alone := _ALONE.fullmatch(text):
+    if alone := _ALONE.fullmatch(reply):
         return {1: bool(alone["yes"])}
     found: dict[int, set[bool]] = {}
-    for line in _LINE.finditer(text):
+    for line in _LINE.finditer(reply):
         found.setdefault(int(line["number"]), set()).add(bool(line["yes"]))
     return {number: said.pop() for number, said in found.items() if len(said) == 1} or None

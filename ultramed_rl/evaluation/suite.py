@@ -116,7 +116,7 @@ def check_task(config: Benchmarks, choice: TaskChoice) -> Task:
     if task.form in JUDGED and judge[1] is None:
         raise ValueError(
             f"task {task.name!r}: needs a {judge[0]}; set benchmarks.{judge[0]} (model and base_url of an OpenAI-compatible "
-            "API), or leave the task out"
+            "API, or an engine of the run's own), or leave the task out"
         )
     return task
 

@@ -18,7 +18,6 @@ from ultramed_rl.evaluation.report import (
     compare_reports,
     render_judged,
     render_reports,
-    render_rubrics,
     write_failures,
 )
 from ultramed_rl.evaluation.runner import AnswerPlace, BenchmarkRunner
@@ -26,7 +25,6 @@ from ultramed_rl.evaluation.suite import load_suite
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, Prompt, ScoredCompletion
 from ultramed_rl.rewards.benchmark_judges import BenchmarkJudges
-from ultramed_rl.rewards.healthbench import grader_for, judge_rubrics, measure_grader
 from ultramed_rl.store import ArtifactFolder
 from ultramed_rl.store.atomic import write_json
 from ultramed_rl.tracking import Progress
@@ -45,7 +43,6 @@ class BenchmarkRounds:
         self.config, self.benchmarks, self.progress = config, benchmarks, progress
         self.suite = load_suite(benchmarks, config.run.seed)
         self.judges = BenchmarkJudges(self.suite, benchmarks)
-        self.grader = grader_for(self.suite, benchmarks.grader)
         self.runner = BenchmarkRunner(
             benchmarks, self.suite, config.run.seed, config.policy.max_length, progress
         )
@@ -98,7 +95,7 @@ class BenchmarkRounds:
             if self.policy.samples:
                 self.runner.reward(self.policy, place, score)
         report = self.runner.report(self.policy)
-        metrics = report.metrics | self._judge(place) | self._grade(place)
+        metrics = report.metrics | self._judge(place, workers)
         if self.first is None:
             self.first = report
         metrics |= self._compare(report, version)
@@ -138,24 +135,13 @@ class BenchmarkRounds:
             metrics |= judge_metrics(judge.name, before, after, *how)
         return metrics
 
-    def _judge(self, place: AnswerPlace) -> Metrics:
-        found = self.judges.read(self.runner, self.policy, place, self.progress, self.config.run.seed)
+    def _judge(self, place: AnswerPlace, workers: OnlineWorkers) -> Metrics:
+        given = self.runner, self.policy, place, self.progress, self.config.run.seed
+        with workers.scheduler.phase("benchmarks"):
+            found = dict(self.judges.read(*given, workers.served))
         if found:
             self.progress.say(render_judged({f"version {place.version}": found}))
         return {name: value for summary in found.values() for name, value in summary.metrics.items()}
-
-    def _grade(self, place: AnswerPlace) -> Metrics:
-        """By rubrics; with the starting policy also the grader itself."""
-        answered = self.runner.rubrics(self.policy)
-        if self.grader is None or self.benchmarks.grader is None or not answered:
-            return {}
-        found = judge_rubrics(self.grader, answered, place, self.progress, self.config.run.seed)
-        self.progress.say(render_rubrics({f"version {place.version}": found}))
-        metrics = {name: value for summary in found for name, value in summary.metrics.items()}
-        if not place.version:
-            agreement = measure_grader(self.grader, self.benchmarks.grader, place.folder, self.progress)
-            metrics |= agreement.metrics if agreement else {}
-        return metrics
 
     def _keep(self, folder: Path, report: PolicyReport) -> None:
         folder.mkdir(exist_ok=True)

@@ -74,6 +74,7 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult:
             return conclude(store, list(RunReader(store.path).rounds), progress)
         # Not for a finished run: they ask for secrets.
         check_rubrics(config.reward.terms, [*pool.training, *pool.held_out])
+        check_rubrics(config.evaluation.judges, pool.held_out)
         scorers = Scorers(config.reward, tokenizer)
         judging = len(config.evaluation.judges) > len(config.evaluation.benchmarks)
         judges = Judges(config.evaluation, tokenizer) if judging else None

@@ -150,6 +150,7 @@ def check_data(config: AnyConfig) -> None:
 
         check_rounds(pool, prompts, config.run.rounds)
         check_rubrics(config.reward.terms, [*pool.training, *pool.held_out])
+        check_rubrics(config.evaluation.judges, pool.held_out)
 
 
 def _check_stage_data(config: SftConfig | RewardConfig | PreferenceConfig) -> None:

@@ -6,7 +6,8 @@ r"""Scorers of the loop: terms over the same prompts and completions, summed by 
                  --> rubric.py  the criteria that are met --+
                  --> function.py  a function of your own  --/
 
-`judge_client.py` asks language models, behind an API or on the run's own engines.
+`term_scorer.py` asks them all, in a thread of its own. `judge_client.py` asks language models, behind an API or on the
+run's own engines.
 Judges of held-out answers are of the same form, and are not summed; likeness.py is one of them alone.
 
 `server.py` is the other end of `http.py`: this project's reward model behind OpenRLHF's protocol. To add a
@@ -15,12 +16,11 @@ term: its file here, its section in `ultramed_rl.config.rewards`, its line in `T
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ultramed_rl.config.judges import Likeness, RuleCheck
 from ultramed_rl.config.rewards import RewardTerm
-from ultramed_rl.records import Completion, Prompt
 from ultramed_rl.rewards.function import PythonFunction
 from ultramed_rl.rewards.http import RewardClient
 from ultramed_rl.rewards.judge import Judge
@@ -29,8 +29,19 @@ from ultramed_rl.rewards.pairwise import PairwiseJudge
 from ultramed_rl.rewards.rubric import RubricReward
 from ultramed_rl.rewards.rules import AnswerLength, AnswerMatch, FormatRules
 from ultramed_rl.rewards.term import Scores, Term, combine_members, weighted_sum
+from ultramed_rl.rewards.term_scorer import Columns, TermScorer, score_terms
 
-__all__ = ["TERMS", "Scores", "Term", "combine_members", "make_term", "score_terms", "weighted_sum"]
+__all__ = [
+    "TERMS",
+    "Columns",
+    "Scores",
+    "Term",
+    "TermScorer",
+    "combine_members",
+    "make_term",
+    "score_terms",
+    "weighted_sum",
+]
 
 # (the term's section, the policy's ChatTokenizer) to the term
 TERMS: Mapping[str, Callable[[Any, Any], Term]] = {
@@ -51,17 +62,3 @@ def make_term(config: RewardTerm | RuleCheck | Likeness, tokenizer: Any = None) 
     """The scorer that a config section describes; an http term without a tokenizer of its own needs the policy's. Opens no
     connection. Raises ValueError: a secret's environment variable isn't set, or a template or tokenizer cannot be used."""
     return TERMS[config.type](config, tokenizer)
-
-
-def score_terms(
-    terms: Mapping[str, Term], prompts: Sequence[Prompt], completions: Sequence[Completion]
-) -> dict[str, Scores]:
-    """What each term says, by its name."""
-    scores, answers = {}, [completion.without_thought() for completion in completions]
-    for name, term in terms.items():
-        reads = getattr(getattr(term, "config", None), "reads", "all")
-        said = term.score(prompts, answers if reads == "answer" else completions)
-        scores[name] = said if isinstance(said, Scores) else Scores(said, [{} for _ in said])
-        count = len(scores[name].values)
-        assert count == len(completions), f"{name}: {count} numbers, {len(completions)} answers"
-    return scores

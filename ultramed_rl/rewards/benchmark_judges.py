@@ -1,4 +1,5 @@
-"""Who reads the answers of benchmarks that need a judge: K-QA's statements, AlpacaEval 2's duels, MT-Bench's chats.
+"""Who reads the answers of benchmarks that need a judge: K-QA's statements, AlpacaEval 2's duels, MT-Bench's chats, HealthBench's
+rubrics.
 
 What a judge said stays beside the answers, in NAME/verdicts.jsonl; a resumed run doesn't ask for it again.
 """
@@ -6,50 +7,49 @@ What a judge said stays beside the answers, in NAME/verdicts.jsonl; a resumed ru
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from ultramed_rl.config.benchmarks import Benchmarks
-from ultramed_rl.config.rewards import JudgeTerm
+from ultramed_rl.config.rewards import JudgeTerm, PairwiseTerm
 from ultramed_rl.data.sources import read_rows
-from ultramed_rl.data.templates import without_tags
-from ultramed_rl.evaluation.chat_scores import ChatGrades, Duel, WinRates, summarize_duels, summarize_grades
+from ultramed_rl.evaluation.chat_scores import AnsweredDuel, summarize_duels, summarize_grades
+from ultramed_rl.evaluation.healthbench import GraderAgreement
 from ultramed_rl.evaluation.items import JUDGED, Item
-from ultramed_rl.evaluation.judging import StatementSummary
 from ultramed_rl.evaluation.length_control import Regularizer
+from ultramed_rl.evaluation.report import Judged
 from ultramed_rl.evaluation.runner import AnswerPlace, AskedPolicy, BenchmarkRunner
 from ultramed_rl.evaluation.suite import AskedTask
-from ultramed_rl.records import Completion, Prompt
+from ultramed_rl.records import Completion, Message, Prompt
+from ultramed_rl.rewards.healthbench import judge_rubrics, measure_grader
 from ultramed_rl.rewards.judge import Judge
-from ultramed_rl.rewards.judge_client import JudgeClient
+from ultramed_rl.rewards.judge_client import JudgeClient, Turn
+from ultramed_rl.rewards.pairwise import PairwiseJudge
+from ultramed_rl.rewards.rubric import RubricGrader
 from ultramed_rl.rewards.statements import StatementGrader, judge_statements
 from ultramed_rl.store.atomic import read_lines, write_lines
-from ultramed_rl.thoughts import after_thoughts
 from ultramed_rl.tracking import Progress
 
-Judged = StatementSummary | WinRates | ChatGrades
-_PREFERENCE = Template(Path(__file__).with_name("preference_prompt.txt").read_text(encoding="utf-8"))
-_TAGS = ("instruction", "answer_a", "answer_b")
-_BETTER = re.compile(r"\b(?:better|verdict|winner)\b\W*(?:is\W+)?(?:answer\W+)?(a|b|tie)\b", re.IGNORECASE)
-_ALONE = re.compile(r"\W*(?:answer\W+)?(a|b|tie)\W*", re.IGNORECASE)
-_WINS = {"a": 1.0, "b": 0.0, "tie": 0.5}
+Served = Callable[[JudgeClient], AbstractContextManager[Turn]]
 
 
 class BenchmarkJudges:
-    """The judge of a suite, where its tasks need one."""
+    """The judge and the grader of a suite, where its tasks need them."""
 
     def __init__(self, suite: Sequence[AskedTask], config: Benchmarks) -> None:
-        """Raises ValueError: the key's variable isn't set, a template cannot be used, or difficulties cannot be read."""
-        forms, judge = {asked.task.form for asked in suite} & JUDGED, config.judge
-        assert judge is not None or not forms, "a suite without its judge"
+        """Raises ValueError: the key's variable isn't set, a template cannot be used, or difficulties cannot be read.
+        RuntimeError: the grader's cache cannot be opened."""
+        self.config, judge = config, config.judge
+        forms = {asked.task.form for asked in suite} & JUDGED
+        plain = judge.model_dump(exclude={"template"}) if judge else {}
         self.statements = StatementGrader(judge) if judge and "statements" in forms else None
-        self.referee = JudgeClient(judge) if judge and "preference" in forms else None
-        self.grader = None
-        if judge and "chat" in forms:
-            self.grader = Judge(JudgeTerm(**judge.model_dump(exclude={"template"}), name="mt_bench"))
+        self.referee = PairwiseJudge(PairwiseTerm(**plain)) if "preference" in forms else None
+        self.chats = Judge(JudgeTerm(**plain, name="mt_bench")) if "chat" in forms else None
+        self.grader = RubricGrader(config.grader) if config.grader and "rubric" in forms else None
+        self._agreement: GraderAgreement | None = None
         source = {choice.name: choice.difficulties for choice in config.tasks}.get("alpaca_eval")
         self.difficulties: dict[str, float] | None = None
         self.gamed: Regularizer | None = None
@@ -57,22 +57,46 @@ class BenchmarkJudges:
             self.difficulties, self.gamed = read_difficulties(source)
 
     def read(
-        self, runner: BenchmarkRunner, policy: AskedPolicy, place: AnswerPlace, progress: Progress, seed: int
-    ) -> dict[str, Judged]:
-        """What the judge makes of a policy's answers, by the kind of verdict. Raises RuntimeError: the API cannot be reached or
-        refuses. Raises ValueError: too little can be read."""
-        found: dict[str, Judged] = {}
+        self,
+        runner: BenchmarkRunner,
+        policy: AskedPolicy,
+        place: AnswerPlace,
+        progress: Progress,
+        seed: int,
+        served: Served,
+    ) -> Iterator[tuple[str, Judged]]:
+        """What the judges make of a policy's answers, one after the other: by the kind of verdict, of rubrics by task and protocol.
+        With the starting policy also `grader`: HealthBench's grader against physicians, where it is measured.
+
+        Args:
+            served: gives turns of the engines that a judge is on.
+
+        Raises:
+            RuntimeError: the API cannot be reached or refuses; too few engines are left.
+            ValueError: too little can be read.
+        """
+        judges: list[StatementGrader | PairwiseJudge | Judge | RubricGrader | None]
+        judges = [self.statements, self.referee, self.chats, self.grader]
+        for one in judges:
+            if one is not None and one.judge.engine is not None:
+                one.judge.served = partial(served, one.judge)
         if self.statements is not None:
             answered = runner.judged(policy, "statements")
-            found["statements"] = judge_statements(self.statements, answered, place, progress, seed)
+            yield "statements", judge_statements(self.statements, answered, place, progress, seed)
         if self.referee is not None:
             duels = judge_duels(self.referee, runner.judged(policy, "preference"), place, progress)
-            found["alpaca_eval"] = summarize_duels(duels, self.difficulties, self.gamed, seed)
-        if self.grader is not None:
-            grades = judge_chats(self.grader, *runner.chats(policy), place, progress)
+            yield "alpaca_eval", summarize_duels(duels, self.difficulties, self.gamed, seed)
+        if self.chats is not None:
+            grades = judge_chats(self.chats, *runner.chats(policy), place, progress)
             categories = [item.subject for item, _ in runner.judged(policy, "chat")]
-            found["mt_bench"] = summarize_grades(grades, categories, seed)
-        return found
+            yield "mt_bench", summarize_grades(grades, categories, seed)
+        if self.grader is not None and self.config.grader is not None:
+            for summary in judge_rubrics(self.grader, runner.rubrics(policy), place, progress, seed):
+                yield f"{summary.task}_{summary.protocol}", summary
+            if self._agreement is None and not place.version:
+                self._agreement = measure_grader(self.grader, self.config.grader, place.folder, progress)
+            if self._agreement is not None and not place.version:
+                yield "grader", self._agreement
 
 
 def read_difficulties(uri: str) -> tuple[dict[str, float], Regularizer]:
@@ -93,26 +117,26 @@ def read_difficulties(uri: str) -> tuple[dict[str, float], Regularizer]:
 
 
 def judge_duels(
-    judge: JudgeClient, answered: Sequence[tuple[Item, Completion]], place: AnswerPlace, progress: Progress
-) -> list[Duel]:
+    judge: PairwiseJudge, answered: Sequence[tuple[Item, Completion]], place: AnswerPlace, progress: Progress
+) -> list[AnsweredDuel]:
     """The judge's verdicts on a policy's answers beside the baseline's, each pair shown in both orders."""
-    texts = [(item.question, after_thoughts(answer.text), item.beside[0]) for item, answer in answered]
-    prompts = [prompt for text in texts for prompt in (_duel(*text), _duel(text[0], text[2], text[1]))]
+    shown = [
+        (Prompt(item.item_id, (Message(role="user", content=item.question),)), answer.text, item.beside[0])
+        for item, answer in answered
+    ]
 
     def compute() -> Iterable[dict[str, Any]]:
-        with progress.phase("alpaca_eval's judge", len(prompts), "verdicts") as bar:
-            replies = judge.ask_for(prompts, lambda reply: read_preference(reply.text), bar.advance)
-        for (item, _), (question, own, other), first, second in zip(
-            answered, texts, replies[::2], replies[1::2], strict=True
-        ):
-            row = {"item_id": item.item_id, "instruction": question, "answer": own, "baseline": other}
-            yield row | {"verdicts": [first.value, second.value], "replies": [first.text, second.text]}
+        with progress.phase("alpaca_eval's judge", len(shown), "duels") as bar:
+            found = judge.judge.run([partial(judge.compare, *one) for one in shown], bar.advance)
+        for (item, _), (_, own, other), (duel, replies) in zip(answered, shown, found, strict=True):
+            row = {"item_id": item.item_id, "instruction": item.question, "answer": own, "baseline": other}
+            yield row | {"points": [duel.first, duel.second], "replies": replies}
 
-    rows = _kept("alpaca_eval", place, compute, prompts, judge.config.model)
+    asked = [judge.request(*one) for one in shown]
     return [
-        Duel(row["item_id"], first, second, len(row["answer"]), len(row["baseline"]))
-        for row in rows
-        for first, second in [row["verdicts"]]
+        AnsweredDuel(first, second, row["item_id"], len(row["answer"]), len(row["baseline"]))
+        for row in _kept("alpaca_eval", place, compute, asked, judge.config.shown)
+        for first, second in [row["points"]]
     ]
 
 
@@ -136,22 +160,9 @@ def judge_chats(
             yield {"messages": prompt.messages, "answer": answer.text, "grade": grade}
 
     asked = [judge.request(*pair) for pair in zip(prompts, answers, strict=True)]
-    grades = [row["grade"] for row in _kept("mt_bench", place, compute, asked, judge.config.model)]
+    grades = [row["grade"] for row in _kept("mt_bench", place, compute, asked, judge.config.shown)]
     chats = len(grades) // 2
     return list(zip(grades[:chats], grades[chats:], strict=True))
-
-
-def read_preference(reply: str) -> float | None:
-    """Whether answer A is better (1), B (0) or neither (1/2), by the last verdict of a reply; None without one."""
-    text = re.sub(r"[*_`\"]", "", after_thoughts(reply)).strip()
-    alone = _ALONE.fullmatch((text.splitlines() or [""])[-1])
-    verdicts = [alone[1]] if alone else _BETTER.findall(text)
-    return _WINS[verdicts[-1].lower()] if verdicts else None
-
-
-def _duel(instruction: str, first: str, second: str) -> str:
-    texts = zip(_TAGS, (instruction, first, second), strict=True)
-    return _PREFERENCE.substitute({name: without_tags(text, *_TAGS) for name, text in texts})
 
 
 def _kept(

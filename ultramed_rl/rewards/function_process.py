@@ -71,8 +71,12 @@ async def _awaited(value: Any) -> Any:
 def _plain(value: Any) -> Any:
     """A number, or numbers by name; numpy's and torch's become Python's."""
     if isinstance(value, dict):
-        return {str(name): _plain(number) for name, number in value.items()}
-    if value is None or isinstance(value, str):
+        return {str(name): _number(number) for name, number in value.items()}
+    return _number(value)
+
+
+def _number(value: Any) -> float:
+    if value is None or isinstance(value, str | dict):
         raise TypeError(f"{value!r:.80} is no number")
     return float(value)
 

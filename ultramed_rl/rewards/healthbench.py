@@ -19,7 +19,6 @@ from ultramed_rl.evaluation.healthbench import (
 from ultramed_rl.evaluation.items import Item
 from ultramed_rl.evaluation.rubrics import Criterion
 from ultramed_rl.evaluation.runner import AnswerPlace
-from ultramed_rl.evaluation.suite import AskedTask
 from ultramed_rl.records import Completion, Message
 from ultramed_rl.rewards.rubric import AskedRubric, RubricGrader
 from ultramed_rl.store import ArtifactFolder
@@ -28,12 +27,6 @@ from ultramed_rl.tracking import Progress
 
 Answered = Sequence[tuple[Item, Sequence[Completion]]]
 _VERDICTS = "verdicts.jsonl"
-
-
-def grader_for(suite: Sequence[AskedTask], config: Grader | None) -> RubricGrader | None:
-    """Who grades the answers of a suite's tasks with rubrics. Raises as `RubricGrader`."""
-    needed = any(asked.task.form == "rubric" for asked in suite)
-    return RubricGrader(config) if needed and config is not None else None
 
 
 def judge_rubrics(
@@ -78,9 +71,7 @@ def judge_rubrics(
             return {"answers": len(rows)}
 
         inputs = [(one.answer, [asdict(c) for c in one.criteria]) for one in asked]
-        folder, _ = place.folder.phase_directory(
-            name, compute, inputs, grader.config.model, grader.template.template
-        )
+        folder, _ = place.folder.phase_directory(name, compute, inputs, grader.name, grader.template.template)
         summary = summarize_rubrics(task, protocol, _read(folder / _VERDICTS), seed=seed)
         summaries += [summary] if summary is not None else []
     return summaries
@@ -114,12 +105,12 @@ def measure_grader(
         )
         return {}
 
-    inputs = [[one.answer for one in asked], labels, grader.config.model, grader.template.template]
+    inputs = [[one.answer for one in asked], labels, grader.name, grader.template.template]
     path, _ = folder.phase_directory("grader", compute, inputs)
     rows = read_lines(path / _VERDICTS)
     found = grader_agreement([row["met"] for row in rows], [row["labels"] for row in rows])
     progress.say(
-        f"grader {config.model}: F1 {found.f1:.3f} against physicians' labels (agreement {found.agreement:.1%} on "
+        f"grader {grader.name}: F1 {found.f1:.3f} against physicians' labels (agreement {found.agreement:.1%} on "
         f"{found.criteria} criteria)"
     )
     return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections import Counter
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -16,7 +15,7 @@ from ultramed_rl.config.rewards import JudgeTerm, Scale
 from ultramed_rl.data.templates import read_template, shown_chat, without_tags
 from ultramed_rl.evaluation.reading.text import NUMBER, to_float
 from ultramed_rl.records import Completion, Prompt
-from ultramed_rl.rewards.judge_client import JudgeClient, JudgeReply
+from ultramed_rl.rewards.judge_client import AlikeVerdicts, JudgeClient, JudgeReply
 from ultramed_rl.rewards.term import with_prompts
 
 logger = logging.getLogger(__name__)
@@ -35,7 +34,6 @@ _MARKED = re.compile(
 _ALONE = re.compile(rf"[\s*_\"'\[(]*{_EITHER}[\s*_\"'\]).]*", re.I)
 _AROUND = " \n*_\"'[({"  # what a token may hold around its digit
 _PLACES = 16  # last tokens of a reply, among which its grade is weighed
-_MANY, _ALIKE = 32, 0.9  # grades from which on, and the share of them, where a judge tells nothing apart
 
 
 class Judge:
@@ -49,7 +47,7 @@ class Judge:
         self.config = config
         self.judge = JudgeClient(config, weighs=config.grade == "expected")
         self.template = judge_template(config.template)
-        self._seen: Counter[float] = Counter()
+        self._alike = AlikeVerdicts(config.shown)
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
         """The grade of each completion, 0 to 1; NaN where none could be read.
@@ -70,7 +68,7 @@ class Judge:
             shares = [(grade - scale.low) / (scale.high - scale.low) for grade in grades]
             rewards.append(fmean(shares) if shares else math.nan)
         self._check(rewards, [reply.text for reply in replies if reply.value is None])
-        self._warn_of_alike([reply.value for reply in replies if reply.value is not None])
+        self._alike.see(f"{reply.value:.3g}" for reply in replies if reply.value is not None)
         return rewards
 
     def request(self, prompt: Prompt, completion: Completion) -> str:
@@ -92,18 +90,6 @@ class Judge:
         if without:
             logger.warning(
                 "%s: %d of %d answers have no readable grade", self.config.name, without, len(rewards)
-            )
-
-    def _warn_of_alike(self, grades: Sequence[float]) -> None:
-        """Once, when most of many grades are the same: such a judge makes no pairs."""
-        if self._seen.total() >= _MANY:
-            return
-        self._seen.update(grades)
-        count, ((grade, most), *_) = self._seen.total(), [*self._seen.most_common(1), (0.0, 0)]
-        if count >= _MANY and most >= _ALIKE * count:
-            said = "%s: %.0f %% of the first %d grades are %g: it tells answers hardly apart; use grade=expected, another"
-            logger.warning(
-                f"{said} template, scale or judge", self.config.name, 100 * most / count, count, grade
             )
 
 

@@ -1,32 +1,39 @@
 """One way to ask a language model that judges: behind an API, or on engines of the run's own.
 
-a scorer's thread: JudgeClient.run(work) --> ask(messages) --+--> ChatSession --> API
-                                                             +--> EngineRequests --> the run's loop --> engines
+JudgeClient.run(work) --> ask(messages) --+--> ChatSession --> API
+                                          +--> EngineRequests --> whoever runs the engines
+
+That is the run's loop while scorers ask in a thread of their own; else whoever asks runs them meanwhile, by `served`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
-from ultramed_rl.config.judge_models import ApiModel, JudgeModel
+from ultramed_rl.config.judge_models import JudgeModel
 from ultramed_rl.config.models import Endpoint
 from ultramed_rl.http.chat import ChatSession, chat_client
 from ultramed_rl.http.client import Failure
 from ultramed_rl.http.session import running
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.records import ChatRequest, Message, TokenChoice
-from ultramed_rl.thoughts import Thinking
+from ultramed_rl.thoughts import after_thoughts
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
+Turn = Callable[[], None]  # lets engines go on for a moment
 _LIKELIEST = 20  # tokens of a place: the most that OpenAI's API gives
 GIVEN_UP = "the run gave up what this was asked for"
 _AGAIN = 0.7  # least temperature at which engines are asked again
+_MANY, _ALIKE = 64, 0.95  # verdicts from which on, and the share of one, where a judge is doubted
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,29 @@ class Reply(Generic[T]):
     text: str
 
 
+class AlikeVerdicts:
+    """Warns once of a judge most of whose verdicts so far are the same: it makes no pairs."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self._told = name, False
+        self._seen: Counter[str] = Counter()
+
+    def see(self, verdicts: Iterable[str]) -> None:
+        """More verdicts, each in a word."""
+        self._seen.update(verdicts)
+        count = self._seen.total()
+        if count < _MANY or self._told:
+            return
+        ((verdict, most),) = self._seen.most_common(1)
+        if most >= _ALIKE * count:
+            self._told = True
+            logger.warning(
+                "judge %s: %.0f %% of %d verdicts are alike (%s), so it hardly tells answers apart; use another judge, template "
+                "or scale, or grade=expected",
+                *(self.name, 100 * most / count, count, verdict),
+            )
+
+
 class NoReply(Exception):
     """What keeps engines from answering this one request."""
 
@@ -58,7 +88,7 @@ class Ask(Protocol):
 
 
 class EngineRequests:
-    """Requests from scorers' threads to engines that another thread serves."""
+    """Requests to engines, which another thread than the one they come from serves."""
 
     def __init__(self) -> None:
         self._waiting: SimpleQueue[tuple[ChatRequest, Future[JudgeReply]]] = SimpleQueue()
@@ -92,19 +122,20 @@ class JudgeClient:
     """Asks a judge. Many requests are under way at a time: `concurrency` to an API, to engines what they take.
 
     A request that fails is sent again, `retries` times. Opens no connection before it asks. What an engine is to answer
-    waits in `requests`, which whoever runs the engines reads.
+    waits in `requests`, which whoever runs the engines reads. `served` gives the caller of `run` the turns by which it does so
+    itself, or None where another thread does.
     """
 
-    def __init__(self, config: ApiModel | JudgeModel, *, weighs: bool = False) -> None:
+    def __init__(self, config: JudgeModel, *, weighs: bool = False) -> None:
         """`weighs`: replies come with the likeliest tokens of their last places.
 
         Raises:
             ValueError: the key's environment variable isn't set.
         """
         self.config, self.weighs = config, weighs
-        self.engine = config.engine if isinstance(config, JudgeModel) else None
-        self.thought = config.thought if isinstance(config, JudgeModel) else []
+        self.engine = config.engine
         self.requests = EngineRequests()
+        self.served: Callable[[], AbstractContextManager[Turn | None]] = nullcontext
         if self.engine is None:
             shared = {"model", "base_url", "api_key_env", "concurrency", "timeout_s", "retries"}
             extra = {"logprobs": True, "top_logprobs": _LIKELIEST} if weighs else {}
@@ -116,7 +147,7 @@ class JudgeClient:
         work: Sequence[Callable[[Ask], Coroutine[Any, Any, T]]],
         advance: Callable[[int], None] | None = None,
     ) -> list[T]:
-        """What each piece of work comes to, in their order; all are under way at once, in another thread.
+        """What each piece of work comes to, in their order; all are under way at once, in a thread of their own.
 
         Args:
             advance: told of each piece that is done, in their order, from the calling thread.
@@ -125,9 +156,11 @@ class JudgeClient:
             RuntimeError: the API cannot be reached, refuses, or doesn't speak the protocol; too few engines are left.
         """
         results: list[T] = []
-        with running(None if self.engine else self._client.close) as start:
+        with self.served() as turn, running(None if self.engine else self._client.close) as start:
             ask = self._engine_ask() if self.engine else self._api_ask()
             for future in [start(piece(ask)) for piece in work]:
+                while turn is not None and not future.done():
+                    turn()
                 results.append(future.result())
                 if advance is not None:
                     advance(1)
@@ -173,7 +206,7 @@ class JudgeClient:
                 found = await session.ask(request)
             except Failure as failure:
                 raise failure.stopping(self._client.server) from None
-            return JudgeReply(self.after_thought(found.text), found.choices)
+            return JudgeReply(after_thoughts(found.text), found.choices)
 
         return ask
 
@@ -187,13 +220,6 @@ class JudgeClient:
             seed = derive_seed(draw, *(message["content"] for message in messages))
             request = ChatRequest("", tuple(messages), config.max_tokens, temperature, seed=seed)
             found = await requests.reply(request)
-            return JudgeReply(self.after_thought(found.text), found.choices)
+            return JudgeReply(after_thoughts(found.text), found.choices)
 
         return ask
-
-    def after_thought(self, text: str) -> str:
-        """A reply without the judge's thought; nothing where the thought has no end."""
-        if not self.thought:
-            return text
-        opens, closes = self.thought
-        return text[Thinking(opens, closes).answer_start(text) or 0 :]

@@ -1,7 +1,6 @@
 """Answers of one prompt against each other, by a language model that sees two at a time, in both orders.
 
-A judge may like what stands first, whatever it says (arXiv 2306.05685, section 3.4): each two answers are shown in both orders, and
-who wins must win in both. All else is a tie, and contradictory orders are counted.
+Who wins must win in both (`Duel`). All else is a tie, and contradictory orders are counted.
 """
 
 from __future__ import annotations
@@ -9,18 +8,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Coroutine, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
 from string import Template
+from typing import Any
 
 from ultramed_rl.config.rewards import PairwiseTerm
 from ultramed_rl.data.templates import read_template
+from ultramed_rl.evaluation.chat_scores import Duel
 from ultramed_rl.records import Completion, Message, Prompt
 from ultramed_rl.rewards.judge import framed
-from ultramed_rl.rewards.judge_client import Ask, JudgeClient, JudgeReply
+from ultramed_rl.rewards.judge_client import AlikeVerdicts, Ask, JudgeClient, JudgeReply, Reply
 from ultramed_rl.rewards.term import Scores
 from ultramed_rl.rewards.tournament import knockout, round_robin
 
@@ -37,35 +37,10 @@ _MARKED = re.compile(
 )
 _ALONE = re.compile(rf"[\s*_\"'\[({{]*{_SIDE}{_NO_CHOICE}[\s*_\"'\]\)}}.]*", re.IGNORECASE)
 _POINTS = {"A": 1.0, "B": 0.0}
+_WORDS = {1.0: "A", 0.0: "B", 0.5: "tie"}
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Answer `i` against `j`, each the place of one: i's points where it was shown first, and where it was shown second; None
-    for a verdict that could not be read."""
-
-    i: int
-    j: int
-    shown_first: float | None
-    shown_second: float | None
-
-    @property
-    def points(self) -> float | None:
-        """Those of i: 1 or 0 where both orders agree, else a tie; None where one of them cannot be read."""
-        if self.shown_first is None or self.shown_second is None:
-            return None
-        return self.shown_first if self.shown_first == self.shown_second else 0.5
-
-    @property
-    def contradictory(self) -> bool:
-        """Whether each order has another winner."""
-        return {self.shown_first, self.shown_second} == {0.0, 1.0}
-
-    @property
-    def first_wins(self) -> list[float]:
-        """Of each order that has a winner, whether it is the answer shown first."""
-        second = None if self.shown_second is None else 1.0 - self.shown_second
-        return [points for points in (self.shown_first, second) if points in (0.0, 1.0)]
+Duels = dict[tuple[int, int], Duel]  # by the places of two answers
 
 
 class PairwiseJudge:
@@ -79,6 +54,8 @@ class PairwiseJudge:
 
     def __init__(self, config: PairwiseTerm) -> None:
         self.config, self.judge = config, JudgeClient(config)
+        self._alike = AlikeVerdicts(config.shown)
+        self._unread = ""  # the last reply without a verdict
         self.template = pairwise_template(config.template)
         self.tournament = {"round_robin": round_robin, "knockout": knockout}[config.tournament]
 
@@ -102,58 +79,65 @@ class PairwiseJudge:
         for (prompt, _), (values, details, _) in zip(asked, found, strict=True):
             for place, value, detail in zip(places[prompt.prompt_id], values, details, strict=True):
                 scores.values[place], scores.details[place] = value, detail
-        self._check([comparison for *_, comparisons in found for comparison in comparisons])
+        self._check([duel for *_, duels in found for duel in duels.values()])
         return scores
 
     def request(self, prompt: Prompt, first: str, second: str) -> str:
         """What the judge is asked about two answers."""
         return self.template.substitute(framed(prompt, answer_a=first, answer_b=second))
 
+    async def compare(self, prompt: Prompt, answer: str, other: str, ask: Ask) -> tuple[Duel, list[str]]:
+        """An answer beside another, and what the judge said in both orders."""
+
+        def reply(*order: str) -> Coroutine[Any, Any, Reply[float]]:
+            messages = (Message(role="user", content=self.request(prompt, *order)),)
+            return self.judge.until_read(ask, messages, read_verdict)
+
+        first, second = await asyncio.gather(reply(answer, other), reply(other, answer))
+        self._alike.see(_WORDS[reply.value] for reply in (first, second) if reply.value is not None)
+        self._unread = next((reply.text for reply in (first, second) if reply.value is None), self._unread)
+        swapped = None if second.value is None else 1.0 - second.value
+        return Duel(first.value, swapped), [first.text, second.text]
+
     async def _compare_all(
         self, prompt: Prompt, answers: Sequence[Completion], ask: Ask
-    ) -> tuple[list[float], list[dict[str, float]], list[Comparison]]:
+    ) -> tuple[list[float], list[dict[str, float]], Duels]:
         """Each answer's score and details. Equal texts are compared as one."""
         texts = [answer.text.strip() for answer in answers]
         different = list(dict.fromkeys(texts))
-        comparisons: list[Comparison] = []
+        duels: Duels = {}
 
         async def compare(i: int, j: int) -> float | None:
-            orders = ((different[i], different[j]), (different[j], different[i]))
-            found = await asyncio.gather(*(self._ask(ask, prompt, *order) for order in orders))
-            second = None if found[1] is None else 1.0 - found[1]
-            comparisons.append(Comparison(i, j, found[0], second))
-            return comparisons[-1].points
+            duels[i, j], _ = await self.compare(prompt, different[i], different[j], ask)
+            return duels[i, j].points
 
         scores = await self.tournament(len(different), compare)
         sampled = {t for t, a in zip(texts, answers, strict=True) if a.finish_reason != "reference"}
         own = [text in sampled for text in different]
-        details = [dict(self._details(k, comparisons, own)) for k in range(len(different))]
+        details = [dict(self._details(k, duels, own)) for k in range(len(different))]
         places = [different.index(text) for text in texts]
-        return [scores[k] for k in places], [details[k] for k in places], comparisons
+        return [scores[k] for k in places], [details[k] for k in places], duels
 
-    async def _ask(self, ask: Ask, prompt: Prompt, first: str, second: str) -> float | None:
-        messages = (Message(role="user", content=self.request(prompt, first, second)),)
-        return (await self.judge.until_read(ask, messages, read_verdict)).value
-
-    def _details(
-        self, place: int, comparisons: Sequence[Comparison], own: Sequence[bool]
-    ) -> Iterator[tuple[str, float]]:
-        mine = [c for c in comparisons if place in (c.i, c.j)]
-        read = [(c, c.points) for c in mine if c.points is not None]
-        if read:
-            yield f"{self.config.name}_contradictory", fmean(c.contradictory for c, _ in read)
-        if wins := [win for c in mine for win in c.first_wins]:
+    def _details(self, place: int, duels: Duels, own: Sequence[bool]) -> Iterator[tuple[str, float]]:
+        mine = {pair: duel for pair, duel in duels.items() if place in pair}
+        if read := [duel.contradictory for duel in mine.values() if duel.points is not None]:
+            yield f"{self.config.name}_contradictory", fmean(read)
+        if wins := [win for duel in mine.values() for win in duel.first_wins]:
             yield f"{self.config.name}_first_wins", fmean(wins)
-        against = [p if c.i == place else 1.0 - p for c, p in read if own[c.i] != own[c.j]]
+        against = [
+            points if i == place else 1.0 - points
+            for (i, j), duel in mine.items()
+            if own[i] != own[j] and (points := duel.points) is not None
+        ]
         if own[place] and against:
             yield f"{self.config.name}_over_reference", fmean(against)
 
-    def _check(self, comparisons: Sequence[Comparison]) -> None:
-        without = sum(comparison.points is None for comparison in comparisons)
-        said = f"{without} of {len(comparisons)} comparisons have no readable verdict"
-        if 2 * without > len(comparisons):
+    def _check(self, duels: Sequence[Duel]) -> None:
+        without = sum(duel.points is None for duel in duels)
+        said = f"{without} of {len(duels)} comparisons have no readable verdict"
+        if 2 * without > len(duels):
             raise ValueError(
-                f"judge {self.config.shown!r}: {said}; raise max_tokens, or ask in the template for a last line "
+                f"judge {self.config.shown!r}: {said}, as in {self._unread[-200:]!r}; raise max_tokens, or ask in the template for a last line "
                 "'Verdict: <A, B or tie>'"
             )
         if without:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ultramed_rl.config.benchmarks import Grader
 from ultramed_rl.config.judge_models import POLICY
-from ultramed_rl.config.rewards import RewardTerm, RubricTerm
+from ultramed_rl.config.rewards import RubricTerm
 from ultramed_rl.config.rounds import RUBRIC_COLUMNS
 from ultramed_rl.evaluation.rubrics import (
     Criterion,
@@ -23,13 +23,14 @@ from ultramed_rl.evaluation.rubrics import (
 from ultramed_rl.http.generator import ReplyStore
 from ultramed_rl.http.session import ReplyRecord
 from ultramed_rl.records import Completion, Message, Prompt
-from ultramed_rl.rewards.judge_client import JudgeClient
+from ultramed_rl.rewards.judge_client import AlikeVerdicts, JudgeClient
 from ultramed_rl.rewards.term import Scores, with_prompts
 from ultramed_rl.store.digests import digest_inputs
 
 logger = logging.getLogger(__name__)
-_LEAST, _ALIKE = 64, 0.95  # verdicts from which on, and the share of one of them, where the judge is doubted
+_LEAST = 64  # verdicts from which on too many missing ones stop the run
 _REMEMBERED = 2**17  # verdicts in memory
+_WORDS = {True: "met", False: "not met"}
 Verdicts = tuple[bool | None, ...]
 
 
@@ -54,14 +55,15 @@ class RubricGrader:
         opened. Connects to nothing."""
         self.config = config
         self.judge = JudgeClient(config)
-        self.name = config.shown if isinstance(config, RubricTerm) else config.model
+        self.name = config.shown
         # What a policy that judges itself has said, it may not say with other weights.
         self._remembers = self.judge.engine != POLICY
         self.template = rubric_template(config.template)
         self._store = ReplyStore(Path(config.cache).expanduser(), "", self.name) if config.cache else None
         self._known: dict[str, bool] = {}
         self._said: Counter[bool | None] = Counter()  # verdicts so far; None for those that did not come
-        self._doubted = False
+        self._alike = AlikeVerdicts(self.name)
+        self._unread = ""  # the last reply without a verdict
 
     def grade(
         self, asked: Sequence[AskedRubric], advance: Callable[[int], None] | None = None
@@ -94,6 +96,7 @@ class RubricGrader:
                 self.judge.ask_for(prompts, lambda said: read_verdicts(said.text), advance) if prompts else []
             )
             for (_, names, part), reply in zip(parts, replies, strict=True):
+                self._unread = self._unread if reply.value else reply.text
                 for number, is_met in (reply.value or {}).items():
                     if 1 <= number <= len(part):
                         found[names[part[number - 1]]] = is_met
@@ -115,18 +118,12 @@ class RubricGrader:
             share = f"{said[None]} of {said.total()} criteria so far have no verdict"
             if said.total() >= _LEAST and 2 * said[None] > said.total():
                 raise ValueError(
-                    f"judge {self.name!r}: {share}, as {missing[0][:100]!r}; raise max_tokens, lower together, or "
-                    "ask in the template for a line '1: met' or '1: not met' for each"
+                    f"judge {self.name!r}: {share}, as {missing[0][:100]!r}, and a reply without any is "
+                    f"{self._unread[-200:]!r}; raise max_tokens, lower together, or ask in the template for a line '1: met' or "
+                    "'1: not met' for each"
                 )
             logger.warning("rubric: %s, as %r; their answers have no reward", share, missing[0][:100])
-        given, most = said[True] + said[False], max(said[True], said[False])
-        if given >= _LEAST and most >= _ALIKE * given and not self._doubted:
-            self._doubted = True
-            words = "met" if said[True] == most else "not met"
-            logger.warning(
-                "judge %s: %.0f%% of %d verdicts are alike (%s); it may not tell answers apart",
-                *(self.name, 100 * most / given, given, words),
-            )
+        self._alike.see(_WORDS[v] for own in verdicts for v in own if v is not None)
 
     # -- what is known -------------------------------------------------------------------------------------
 
@@ -138,13 +135,13 @@ class RubricGrader:
         if self._store is None or not self._remembers:
             return self._known.get(digest)
         said = self._store.find(bytes.fromhex(digest))
-        return None if said is None else said == "met"
+        return None if said is None else said == _WORDS[True]
 
     def _keep(self, digest: str, is_met: bool) -> None:
         if not self._remembers:
             return
         if self._store is not None:
-            self._store.write(ReplyRecord(), bytes.fromhex(digest), "met" if is_met else "not met")
+            self._store.write(ReplyRecord(), bytes.fromhex(digest), _WORDS[is_met])
             return
         if len(self._known) >= _REMEMBERED:
             del self._known[next(iter(self._known))]
@@ -167,12 +164,12 @@ def rubric_of(prompt: Prompt, column: str | None) -> tuple[Criterion, ...]:
         ) from None
 
 
-def check_rubrics(terms: Iterable[RewardTerm], prompts: Sequence[Prompt]) -> None:
-    """Look at what terms by rubric need of the prompts, before anything is asked. Raises ValueError: a rubric that cannot be used,
-    or none on any prompt."""
-    for term in terms:
-        if isinstance(term, RubricTerm):
-            _check_rubrics(term, prompts)
+def check_rubrics(scorers: Iterable[object], prompts: Sequence[Prompt]) -> None:
+    """Look at what terms and judges by rubric need of the prompts, before anything is asked. Raises ValueError: a rubric that cannot
+    be used, or none on any prompt."""
+    for scorer in scorers:
+        if isinstance(scorer, RubricTerm):
+            _check_rubrics(scorer, prompts)
 
 
 def _check_rubrics(config: RubricTerm, prompts: Sequence[Prompt]) -> None:
@@ -180,8 +177,8 @@ def _check_rubrics(config: RubricTerm, prompts: Sequence[Prompt]) -> None:
     if not any(counts):
         named = config.column or " or ".join(RUBRIC_COLUMNS)
         raise ValueError(
-            f"term {config.name!r}: none of {len(counts)} prompts has criteria in column {named}; name their column in "
-            "prompts.sources.columns and in the term"
+            f"rubric {config.name!r}: none of {len(counts)} prompts has criteria in column {named}; name their column in "
+            "prompts.sources.columns and as its column"
         )
     if without := counts.count(0):
         logger.warning(

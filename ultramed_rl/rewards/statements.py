@@ -66,7 +66,7 @@ class StatementGrader:
         share = f"{len(unread)} of {len(replies)} statements have no readable verdict"
         if 2 * len(unread) > len(replies):
             raise ValueError(
-                f"judge {self.config.model!r}: {share}, as in {unread[0]!r}; raise judge.max_tokens, or ask in the "
+                f"judge {self.config.shown!r}: {share}, as in {unread[0]!r}; raise judge.max_tokens, or ask in the "
                 "template for a last line 'Verdict: <entailed, neutral or contradicted>'"
             )
         if unread:
@@ -122,7 +122,7 @@ def judge_statements(
         return {"cut": sum(answer.finish_reason == "length" for _, answer in answered)}
 
     asked = [request for pair in zip(items, texts, strict=True) for request in judge.requests(*pair)]
-    folder, counts = place.folder.phase_directory(name, compute, asked, judge.config.model)
+    folder, counts = place.folder.phase_directory(name, compute, asked, judge.config.shown)
     if counts["cut"]:
         progress.say(
             f"{name}: {counts['cut']:.0f} of {len(items)} answers met max_new_tokens; judged as they are"

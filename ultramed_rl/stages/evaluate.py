@@ -16,14 +16,13 @@ from ultramed_rl.cluster.inputs import describe_inputs, describe_rendering
 from ultramed_rl.config import EvaluateConfig
 from ultramed_rl.data.prompts import PromptPool, load_prompts, split_pool
 from ultramed_rl.evaluation.contamination import Contamination, check_contamination, check_readable
-from ultramed_rl.evaluation.healthbench import GraderAgreement, RubricSummary
 from ultramed_rl.evaluation.metrics import AnswerMetrics, change_metrics, prompt_means, tokens_by_prompt
 from ultramed_rl.evaluation.report import (
+    Judged,
     PolicyReport,
     compare_reports,
     render_judged,
     render_reports,
-    render_rubrics,
     write_failures,
 )
 from ultramed_rl.evaluation.runner import AnswerPlace, BenchmarkRunner
@@ -32,8 +31,7 @@ from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.models.checks import check_models
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, Prompt, SamplingRequest, ScoredCompletion
-from ultramed_rl.rewards.benchmark_judges import BenchmarkJudges, Judged
-from ultramed_rl.rewards.healthbench import grader_for, judge_rubrics, measure_grader
+from ultramed_rl.rewards.benchmark_judges import BenchmarkJudges
 from ultramed_rl.rewards.rubric import check_rubrics
 from ultramed_rl.stages.general import GeneralResult, check_general, run_general
 from ultramed_rl.store import ArtifactFolder, WorkDirectory
@@ -47,7 +45,7 @@ from ultramed_rl.workers.stage import ComparedPolicy, EvaluationWorkers
 Metrics = dict[str, float]
 RESULTS = "results.json"
 # What is said of a policy besides: its contamination, a judge's verdicts, lm-evaluation-harness's figures.
-Further = Contamination | Judged | RubricSummary | GraderAgreement | GeneralResult
+Further = Contamination | Judged | GeneralResult
 
 
 @dataclass(frozen=True)
@@ -94,6 +92,8 @@ def evaluate_policies(config: EvaluateConfig, *, resume: bool = False) -> Evalua
             for part in parts:
                 for policy in policies:
                     part.score(workers, artifacts, policy)
+            if benchmarks is not None:
+                benchmarks.judge(workers, artifacts)
         finally:
             workers.stop()
         return conclude(config, store, benchmarks, held_out, progress)
@@ -180,7 +180,6 @@ class PolicyBenchmarks:
         for asked in self.suite:
             progress.say(describe(asked))
         self.judges = BenchmarkJudges(self.suite, self.benchmarks)
-        self.grader = grader_for(self.suite, self.benchmarks.grader)
         if self.benchmarks.general is not None:
             check_general(self.benchmarks.general, config.cluster.device)
         if self.benchmarks.contamination is not None and self.suite:
@@ -194,6 +193,7 @@ class PolicyBenchmarks:
         }
         self.scorers = {p.name: Scorers(config.reward, p.chat) for p in policies} if config.reward else {}
         self.reports: dict[str, PolicyReport] = {}
+        self.judged: dict[str, dict[str, Judged]] = {}
         self.further: dict[str, dict[str, Further]] = {name: {} for name in self.asked}
         self.error: Exception | None = None  # of a judge, or of lm-evaluation-harness
 
@@ -213,9 +213,21 @@ class PolicyBenchmarks:
             )
         self.reports[policy.name] = self.runner.report(asked)
 
+    def judge(self, workers: EvaluationWorkers, artifacts: ArtifactFolder) -> None:
+        """What judges say of the answers; what they fail with is kept in `error`, and the rest is there."""
+        try:
+            for name, policy in self.asked.items():
+                place, seed = AnswerPlace(artifacts, suffix=f"-{name}"), self.config.run.seed
+                given = self.runner, policy, place, self.progress, seed
+                self.judged[name] = {}
+                for what, said in self.judges.read(*given, workers.rewards.served):
+                    self.judged[name][what] = self.further[name][what] = said
+        except (RuntimeError, ValueError, OSError) as error:
+            self.error = error
+
     def conclude(self, folder: Path) -> dict[str, Any]:
         """Everything that needs no engine: what each got wrong, every policy against the first, contamination; last what
-        others compute, a judge and lm-evaluation-harness: what they fail with is kept in `error`, and the rest is there."""
+        lm-evaluation-harness computes, unless a judge has failed: what it fails with is kept in `error` too."""
         for name, report in self.reports.items():
             write_failures(report, folder / "failures", f"{name}-")
         first, *others = reports = list(self.reports.values())
@@ -229,8 +241,11 @@ class PolicyBenchmarks:
                 contamination = check_contamination(check, self.suite, policy.path)
                 self.further[name]["contamination"] = contamination
                 self.progress.say(f"{name}: {contamination.render()}")
+        if any(self.judged.values()):
+            self.progress.say(render_judged(self.judged))
         try:
-            self._ask_others(folder)
+            if self.error is None:
+                self._ask_general(folder)
         except (RuntimeError, ValueError, OSError) as error:
             self.error = error
         details = {
@@ -252,38 +267,13 @@ class PolicyBenchmarks:
             metrics |= {} if isinstance(part, Contamination) else part.metrics
         return metrics
 
-    def _ask_others(self, folder: Path) -> None:
-        """The judge of answers, and lm-evaluation-harness."""
-        judged: dict[str, dict[str, Judged]] = {}
-        for name, policy in self.asked.items():
-            place, seed = AnswerPlace(ArtifactFolder(folder), suffix=f"-{name}"), self.config.run.seed
-            judged[name] = self.judges.read(self.runner, policy, place, self.progress, seed)
-            self.further[name] |= judged[name]
-        if any(judged.values()):
-            self.progress.say(render_judged(judged))
-        self._grade(ArtifactFolder(folder))
+    def _ask_general(self, folder: Path) -> None:
         if (general := self.benchmarks.general) is not None:
             precision, cluster = self.config.policy.precision, self.config.cluster
             for name, policy in self.asked.items():
                 output = folder / f"general-{name}"
                 result = run_general(general, policy.path, cluster, precision, output)
                 self.further[name]["general"] = result
-
-    def _grade(self, artifacts: ArtifactFolder) -> None:
-        """What a grader makes of answers by their rubrics."""
-        grader, config = self.grader, self.benchmarks.grader
-        if grader is None or config is None:
-            return
-        rubrics: dict[str, list[RubricSummary]] = {}
-        for name, policy in self.asked.items():
-            place, answered = AnswerPlace(artifacts, suffix=f"-{name}"), self.runner.rubrics(policy)
-            rubrics[name] = judge_rubrics(grader, answered, place, self.progress, self.config.run.seed)
-            for summary in rubrics[name]:
-                self.further[name][f"{summary.task}_{summary.protocol}"] = summary
-        self.progress.say(render_rubrics(rubrics))
-        if (agreement := measure_grader(grader, config, artifacts, self.progress)) is not None:
-            for further in self.further.values():
-                further["grader"] = agreement
 
 
 def describe(asked: AskedTask) -> str:

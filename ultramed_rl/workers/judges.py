@@ -5,8 +5,10 @@ JudgeClient.requests --pump--> pool of engines --take(outcome)--> who awaits the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import replace
 from itertools import count
 from typing import Any, Literal
 
@@ -23,15 +25,17 @@ from ultramed_rl.rewards.judge_client import (
     JudgeClient,
     JudgeReply,
     NoReply,
+    Turn,
     settle,
 )
 from ultramed_rl.scheduling.dispatch import WorkItem
 from ultramed_rl.scheduling.pool import Outcome, Pool, PoolRules
+from ultramed_rl.scheduling.scheduler import Scheduler
 from ultramed_rl.token_ids import TokenIds
 from ultramed_rl.workers.deployment import WAVES, Deployment
 
 _KEY = "judge:"  # begins the keys of requests to judges, and no prompt's id
-_LAST = 16  # tokens of a request, among which is what its template opens
+_WAIT_S = 0.05  # that a turn may wait for the engines, while whoever asks may have more to ask
 
 
 class EngineJudge:
@@ -51,7 +55,7 @@ class EngineJudge:
         self.engine, self.group, self.pool, self.tokenizer = engine, group, pool, tokenizer
         self.max_length, self.check = max_length, check
         self.clients: Sequence[JudgeClient] = ()
-        self._asked: dict[str, tuple[Future[JudgeReply], str]] = {}
+        self._asked: dict[str, Future[JudgeReply]] = {}
         self._numbers = count()
 
     def pump(self) -> None:
@@ -66,18 +70,18 @@ class EngineJudge:
         if outcome.role != self.pool.role or outcome.key not in self._asked:
             return False
         self.check()
-        future, opened = self._asked.pop(outcome.key)
+        future = self._asked.pop(outcome.key)
         if outcome.error:
             settle(future, NoReply(f"engine: {outcome.error}"))
             return True
         (completion,) = outcome.value
         choices = completion.choices if isinstance(completion, WeighedCompletion) else ()
-        settle(future, JudgeReply(opened + completion.text, choices))
+        settle(future, JudgeReply(completion.answer, choices))
         return True
 
     def forget(self) -> None:
         """Who still awaits a reply, or would ask on, gets none; the scheduler forgets its part itself."""
-        given_up = [future for future, _ in self._asked.values()]
+        given_up = [*self._asked.values()]
         for client in self.clients:
             client.requests.closed = True
             given_up += [future for _, future in client.requests.take()]
@@ -101,15 +105,36 @@ class EngineJudge:
             )
             return
         key = f"{_KEY}{next(self._numbers)}"
-        # A template may open the thought itself.
-        opens = client.thought[0] if client.thought else ""
-        ends = self.tokenizer.backend.decode(list(tokens)[-_LAST:]).rstrip()
-        opened = opens if opens and ends.endswith(opens) else ""
-        self._asked[key] = future, opened
+        self._asked[key] = future
         kind = WeighedRequest if client.weighs else SamplingRequest
         how = (1, request.temperature, request.top_p, request.max_tokens, request.seed or 0)
         load = float(len(tokens) + request.max_tokens)
         self.pool.offer(WorkItem(key, 1, load), kind(Prompt(key, request.messages, tokens), *how))
+
+
+@contextmanager
+def served(judges: Sequence[EngineJudge], client: JudgeClient, scheduler: Scheduler) -> Iterator[Turn]:
+    """Turns of the engines that a client asks, for the thread that asks it; nothing else is under way within.
+
+    Raises:
+        LostWorkers: in a turn, too few engines are left.
+    """
+    (judge,) = (judge for judge in judges if judge.engine == client.engine)
+    others, judge.clients = judge.clients, [client]
+
+    def turn() -> None:
+        judge.pump()
+        for outcome in scheduler.outcomes(_WAIT_S):
+            judge.take(outcome)
+
+    try:
+        with judge.group.on_device():
+            yield turn
+    finally:
+        if judge.pool.unfinished:
+            scheduler.forget()
+            judge.forget()
+        judge.clients = others
 
 
 def launch_engine_judges(deployment: Deployment, engines: Iterable[JudgeEngine]) -> list[EngineJudge]:
@@ -126,8 +151,10 @@ def _launch(deployment: Deployment, role: str, engine: JudgeEngine) -> EngineJud
         trust_remote_code=engine.trust_remote_code,
         chat_template=engine.chat_template,
         learns=False,
+        thinking=engine.thinking,
     )
     arguments = deployment.engine_arguments(engine.path, engine, engine, engine.precision)
+    arguments = replace(arguments, thinking=tokenizer.thinking)
     group = deployment.launch(role, RolloutWorker, lambda member: (member.rank,))
 
     def prepare(actors: Sequence[Any]) -> list[Any]:

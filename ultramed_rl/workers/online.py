@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,10 +35,11 @@ from ultramed_rl.records import (
     SamplingRequest,
     ScoredCompletion,
 )
+from ultramed_rl.rewards.judge_client import JudgeClient, Turn
 from ultramed_rl.scheduling.dispatch import WorkItem
 from ultramed_rl.scheduling.pool import Outcome, Pool, PoolRules, RanksLost
 from ultramed_rl.workers.deployment import WAVES
-from ultramed_rl.workers.judges import EngineJudge, launch_engine_judges
+from ultramed_rl.workers.judges import EngineJudge, launch_engine_judges, served
 from ultramed_rl.workers.policy import PolicyRanks, TrainingRanks, WeightSync
 from ultramed_rl.workers.sampling import Advance, SamplingWorkers
 from ultramed_rl.workers.scorers import Judges, Scorers
@@ -74,6 +75,7 @@ class OnlineWorkers(SamplingWorkers):
         """`say` is told when the policy is started again; `judges` score held-out answers, where there are any."""
         self.config, self.scorers, self.tokenizer, self.say = config, scorers, tokenizer, say
         self.judges = judges
+        self.engine_judges: list[EngineJudge] = []
         policy = resolve_architecture(config.policy.path, config.policy.architecture, "policy")
         self.vocab_size = policy.vocab_size
         self.reference_path = ""  # what a replaced reference loads
@@ -89,11 +91,17 @@ class OnlineWorkers(SamplingWorkers):
         """Begin to start the engines; those of judges, which keep their weights, have started then."""
         self.version = version
         super().begin_rollout(model, version)
-        engines = launch_engine_judges(self.deployment, self.config.judge_engines.values())
+        self.engine_judges = launch_engine_judges(self.deployment, self.config.judge_engines.values())
+        for key, judge in zip(self.config.judge_engines, self.engine_judges, strict=True):
+            if judge.tokenizer.backend.get_vocab() == self.tokenizer.backend.get_vocab():
+                self.say(
+                    f"{key}: its judge has the policy's vocabulary, so that it may be of its family and prefer answers like its own; "
+                    "have one of another family among evaluation.judges"
+                )
         length = self.config.policy.max_length
         own = EngineJudge(POLICY, self.rollout, self.engines, self.tokenizer, length, self.check_weights)
         for scorers in filter(None, (self.scorers, self.judges)):
-            scorers.judge_on([*engines, own])
+            scorers.judge_on([*self.engine_judges, own])
 
     def start_learners(self, policy: str, version: int, reference: str, rewards: Sequence[str]) -> None:
         """Start policy, reference and reward models together, and connect the policy to the engines."""
@@ -235,6 +243,10 @@ class OnlineWorkers(SamplingWorkers):
         scored = self.judges.score(prompts, completions, advance, self.scheduler)
         return [JudgedAnswer(s.completion.prompt_id, s.completion.sample, s.terms) for s in scored]
 
+    def served(self, client: JudgeClient) -> AbstractContextManager[Turn]:
+        """Turns of a benchmark judge's engines."""
+        return served(self.engine_judges, client, self.scheduler)
+
     @contextmanager
     def reference_on_device(self) -> Iterator[None]:
         """Whoever gives reference logprobs, on the devices within."""
@@ -355,7 +367,8 @@ class OnlineWorkers(SamplingWorkers):
         """The groups that have started, by role."""
         own = {role: getattr(self, role) for role in ("policy", "reference") if hasattr(self, role)}
         scorers = [self.scorers, *([] if self.judges is None else [self.judges])]
-        return super().groups | own | {group.role: group for one in scorers for group in one.groups}
+        others = [judge.group for judge in self.engine_judges] + [g for one in scorers for g in one.groups]
+        return super().groups | own | {group.role: group for group in others}
 
 
 class ReferenceScorer:

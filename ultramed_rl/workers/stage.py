@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from ultramed_rl.config.stages import StageConfig
 from ultramed_rl.learning.packing import AnswerGroup
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Completion, Prompt, ScoredCompletion
+from ultramed_rl.rewards.judge_client import JudgeClient, Turn
 from ultramed_rl.tracking import Progress
 from ultramed_rl.workers.deployment import Deployment, Replicas
-from ultramed_rl.workers.judges import EngineJudge, launch_engine_judges
+from ultramed_rl.workers.judges import EngineJudge, launch_engine_judges, served
 from ultramed_rl.workers.policy import TrainingRanks
 from ultramed_rl.workers.sampling import Advance, SamplingWorkers
 from ultramed_rl.workers.scorers import Scorers
@@ -82,7 +84,7 @@ class StageWorkers(TrainingRanks):
 
 
 class RewardWorkers:
-    """Starts a config's reward models and judges, on devices of their own, with the first answers that they are to score."""
+    """Starts a config's reward models and judges, on devices of their own, with the first answers that they are to read."""
 
     def __init__(self, config: EvaluateConfig | RewardBenchConfig) -> None:
         self.config = config
@@ -98,19 +100,31 @@ class RewardWorkers:
         advance: Advance,
     ) -> list[ScoredCompletion]:
         """The reward of each completion, in order, by `scorers` on the one set of reward models."""
-        cluster = self.config.cluster
-        if self._deployment is None:
-            self._deployment = Deployment(self.config)
-            if isinstance(self.config, EvaluateConfig):
-                engines = self.config.judge_engines.values()
-                self._judges = launch_engine_judges(self._deployment, engines)
-            paths = [path for path in scorers.config.paths if path is not None]
-            self._models = self._deployment.launch_reward_models(scorers.config, cluster.reward, paths)
-            for model in self._models:
-                self._deployment.scheduler.wait_for_start(model.pool, model.loads, cluster.faults.start_s)
+        scheduler = self._started().scheduler
         scorers.models, scorers.engine_judges = self._models, []
         scorers.judge_on(self._judges)  # each policy's scorers have clients of their own
-        return scorers.score(prompts, completions, advance, self._deployment.scheduler)
+        return scorers.score(prompts, completions, advance, scheduler)
+
+    @contextmanager
+    def served(self, client: JudgeClient) -> Iterator[Turn]:
+        """Turns of a benchmark judge's engines."""
+        scheduler = self._started().scheduler
+        with served(self._judges, client, scheduler) as turn:
+            yield turn
+
+    def _started(self) -> Deployment:
+        if self._deployment is not None:
+            return self._deployment
+        config = self.config
+        deployment = self._deployment = Deployment(config)
+        if isinstance(config, EvaluateConfig):
+            self._judges = launch_engine_judges(deployment, config.judge_engines.values())
+        if config.reward is not None:
+            paths = [path for path in config.reward.paths if path is not None]
+            self._models = deployment.launch_reward_models(config.reward, config.cluster.reward, paths)
+        for model in self._models:
+            deployment.scheduler.wait_for_start(model.pool, model.loads, config.cluster.faults.start_s)
+        return deployment
 
     def stop(self) -> None:
         """End all actors and give the devices back."""

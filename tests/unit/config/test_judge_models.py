@@ -36,7 +36,16 @@ def term(**fields: Any) -> dict[str, Any]:
         (term(engine={"path": "/models/judge"}), r"reward\.terms, judge: engine\.kv_cache_gib=null"),
         (term(engine=ENGINE, grade="expected"), "grade=expected.*1 to 10"),
         (term(engine=ENGINE, grade="expected", scale={"low": 1.0, "high": 4.5}), "grade=expected.*4.5"),
-        (term(engine=ENGINE, thought=["<think>"]), "thought"),
+        (term(engine={**ENGINE, "thinking": ["<think>"]}), "thinking"),
+        (term(engine={**ENGINE, "thinking": ["<t>", "<t>"]}), "thinking.*differ"),
+        (
+            {"benchmarks": {"tasks": ["kqa"], "judge": {"engine": "policy"}}},
+            r"benchmarks\.judge\.engine=policy",
+        ),
+        (
+            {"benchmarks": {"tasks": ["kqa"], "grader": {"engine": "policy"}}},
+            r"benchmarks\.grader\.engine=policy",
+        ),
         ({"evaluation__judges": [{"type": "judge", "engine": "policy"}]}, r"judges\.0\.engine=policy"),
         ({"evaluation__judges": [{"type": "pairwise", "engine": ENGINE}]}, "pairwise"),
         (
@@ -62,6 +71,11 @@ def test_engines_are_named_once(tmp_path: Path) -> None:
     assert list(config.judge_engines) == ["reward.terms, judge", "reward.terms, other"]
     assert all(isinstance(engine, JudgeEngine) for engine in config.judge_engines.values())
     assert config.reward.asks_policy and config.reward.compares
+    shared = {"tasks": ["kqa"], "judge": {"engine": ENGINE}, "grader": {"engine": {**ENGINE, "engines": 3}}}
+    several = parse_config(
+        tiny_run(tmp_path, reward__terms=terms, benchmarks=shared, policy__max_length=2048)
+    )
+    assert list(several.judge_engines)[2:] == ["benchmarks.grader"], "the judge is on the first term's"
     again = parse_config(config.to_mapping())
     assert again == config
 

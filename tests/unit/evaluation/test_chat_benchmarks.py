@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from tests.unit.evaluation.test_benchmark_runner import Engines, ask, runner_of, tokenizer, write_rows
 from tests.unit.rewards.test_http import asked, chat, serving
 from ultramed_rl.evaluation.chat_scores import (
+    AnsweredDuel,
     ChatGrades,
-    Duel,
     WinRates,
     summarize_duels,
     summarize_grades,
@@ -19,7 +19,8 @@ from ultramed_rl.evaluation.chat_scores import (
 from ultramed_rl.evaluation.report import render_judged
 from ultramed_rl.evaluation.runner import AnswerPlace, AskedPolicy, BenchmarkRunner
 from ultramed_rl.models.tokenizer import ChatTokenizer
-from ultramed_rl.rewards.benchmark_judges import BenchmarkJudges, read_difficulties, read_preference
+from ultramed_rl.rewards.benchmark_judges import BenchmarkJudges, read_difficulties
+from ultramed_rl.rewards.judge_client import JudgeClient
 from ultramed_rl.store import ArtifactFolder
 from ultramed_rl.tracking import Progress
 
@@ -28,52 +29,28 @@ GREEDY = [{"type": "greedy", "max_new_tokens": 16}]
 JUDGE = {"model": "j", "base_url": "http://127.0.0.1:9/v1"}
 
 
-@pytest.mark.parametrize(
-    ("reply", "win"),
-    [
-        ("A is right.\nBetter: A", 1.0),
-        ("Better: **B**.", 0.0),
-        ("Both say it.\nBetter: tie", 0.5),
-        ("<think>Better: A?</think>\nBetter: B", 0.0),
-        ("Better: A\nNo, on a second look: better is answer B", 0.0),
-        ("a", 1.0),
-        ("Answer B.", 0.0),
-        ("Answer A names a dose, answer B none.", None),
-        ("", None),
-    ],
-)
-def test_the_last_verdict_of_a_reply_counts(reply: str, win: float | None) -> None:
-    assert read_preference(reply) == win
-
-
 # -- AlpacaEval --------------------------------------------------------------------------------------------
 
 
-def test_both_orders_of_a_duel_make_one_win() -> None:
-    def win(first: float | None, second: float | None) -> float | None:
-        return Duel("0", first, second, 10, 10).win
-
-    # Shown first it is better (1), shown second the other, shown first, isn't (0).
-    assert win(1.0, 0.0) == 1.0 and win(0.0, 1.0) == 0.0
-    assert win(1.0, 1.0) == win(0.0, 0.0) == 0.5, "verdicts that contradict each other are a tie"
-    assert win(1.0, 0.5) == 0.75 and win(None, 0.0) == 1.0 and win(None, None) is None
+def duel(name: str, first: float | None, second: float | None, own: int, other: int) -> AnsweredDuel:
+    return AnsweredDuel(first, second, name, own, other)
 
 
 def test_duels_by_hand() -> None:
     """Of ten duels of equal length seven are won, one is contradictory and one unread."""
-    duels = [Duel(str(i), 1.0, 0.0, 30, 30) for i in range(7)]
-    duels += [Duel("7", 1.0, 1.0, 30, 30), Duel("8", 0.0, 1.0, 30, 30), Duel("9", None, None, 30, 30)]
+    duels = [duel(str(i), 1.0, 1.0, 30, 30) for i in range(7)]
+    duels += [duel("7", 1.0, 0.0, 30, 30), duel("8", 0.0, 0.0, 30, 30), duel("9", 0.5, None, 30, 30)]
     found = summarize_duels(duels, None, None, 0)
     assert found.win_rate.mean == pytest.approx(7.5 / 9) and (found.items, found.unread) == (9, 1)
-    # Of the first answers 7 + 2 are preferred of 18.
-    assert found.first == pytest.approx((7 + 1 + 1 + 1) / 18) and found.characters == 30
+    # Of seven duels each order has another first answer, of "7" both are, of "8" one is.
+    assert found.first == pytest.approx((7 + 2 + 1) / 18) and found.characters == 30
     assert 0.5 < found.controlled < found.win_rate.mean, "the penalty draws a few items towards a half"
     assert found.metrics["alpaca_eval_win_rate"] == found.win_rate.mean
 
 
 def test_wins_by_length_are_none_at_equal_length() -> None:
-    duels = [Duel(str(i), 1.0, 0.0, 90, 30) for i in range(60)]
-    duels += [Duel(str(60 + i), 0.0, 1.0, 30, 90) for i in range(20)]
+    duels = [duel(str(i), 1.0, 1.0, 90, 30) for i in range(60)]
+    duels += [duel(str(60 + i), 0.0, 0.0, 30, 90) for i in range(20)]
     found = summarize_duels(duels, None, None, 0)
     assert found.win_rate.mean == 0.75 and 0.5 <= found.controlled < 0.65
 
@@ -85,10 +62,10 @@ def test_difficulties_are_by_the_rows_place(tmp_path: Path) -> None:
     difficulties, gamed = read_difficulties(str(tmp_path / "df_gamed.csv"))
     assert difficulties["3"] == 0.3 and len(difficulties) == len(gamed.wins) == 20
     assert (gamed.wins[1], gamed.gaps[1], gamed.difficulties[1]) == (0.9, 1.5, 0.1)
-    duels = [Duel(str(i), 1.0, 0.0 if i < 15 else 1.0, 40 + i, 40) for i in range(20)]
+    duels = [duel(str(i), 1.0, float(i < 15), 40 + i, 40) for i in range(20)]
     assert 0 < summarize_duels(duels, difficulties, gamed, 0).controlled < 1
     with pytest.raises(ValueError, match="index 21"):
-        summarize_duels([Duel("21", 1.0, 0.0, 4, 4)], difficulties, gamed, 0)
+        summarize_duels([duel("21", 1.0, 1.0, 4, 4)], difficulties, gamed, 0)
     (tmp_path / "other.csv").write_text("index,difficulty\n0,1\n")
     with pytest.raises(ValueError, match=r"other\.csv.*instruction_difficulty"):
         read_difficulties(str(tmp_path / "other.csv"))
@@ -99,7 +76,12 @@ def judged(runner: BenchmarkRunner, policy: AskedPolicy, folder: Path, url: str)
     assert config.judge is not None
     own = config.judge.model_copy(update={"base_url": f"{url}/v1"})
     judges = BenchmarkJudges(runner.suite, config.model_copy(update={"judge": own}))
-    return judges.read(runner, policy, AnswerPlace(ArtifactFolder(folder), suffix="-p"), Progress(), 0)
+    place = AnswerPlace(ArtifactFolder(folder), suffix="-p")
+    return dict(judges.read(runner, policy, place, Progress(), 0, no_engines))
+
+
+def no_engines(client: JudgeClient) -> NoReturn:
+    raise AssertionError("this judge is behind an API")
 
 
 def test_a_judge_sees_each_duel_in_both_orders_once(tokenizer: ChatTokenizer, tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from ultramed_rl.evaluation.runner import AnswerPlace, AskedPolicy, BenchmarkRun
 from ultramed_rl.evaluation.suite import check_task, load_suite
 from ultramed_rl.evaluation.tasks.healthbench import read_row
 from ultramed_rl.records import Completion, Message, Prompt
-from ultramed_rl.rewards.healthbench import grader_for, judge_rubrics, measure_grader
+from ultramed_rl.rewards.healthbench import judge_rubrics, measure_grader
+from ultramed_rl.rewards.rubric import RubricGrader
 from ultramed_rl.store import ArtifactFolder
 from ultramed_rl.tracking import Progress
 
@@ -194,8 +195,8 @@ def test_answers_are_graded_once_and_the_grader_is_measured(tmp_path: Path) -> N
         policy = AskedPolicy("p", "/p", prompts=prompts, greedy=greedy, samples=samples)
         assert runner.report(policy).results == ()
         place = AnswerPlace(ArtifactFolder(tmp_path / "run"), suffix="-p")
-        grader = grader_for(suite, config.grader)
-        assert grader is not None and isinstance(config.grader, Grader)
+        assert isinstance(config.grader, Grader)
+        grader = RubricGrader(config.grader)
         alone, drawn = judge_rubrics(grader, runner.rubrics(policy), place, Progress(), 0)
         assert alone.score.mean == pytest.approx((1.0 - 6 / 8) / 2) and alone.items == 2
         assert drawn.score.mean == pytest.approx((5 / 16 + 3 / 8) / 2)
@@ -203,8 +204,7 @@ def test_answers_are_graded_once_and_the_grader_is_measured(tmp_path: Path) -> N
         agreement = measure_grader(grader, config.grader, place.folder, Progress())
         assert agreement is not None and agreement.agreement == 0.75
         count = len(requests)
-        again = grader_for(suite, config.grader)
-        assert again is not None
+        again = RubricGrader(config.grader)
         assert judge_rubrics(again, runner.rubrics(policy), place, Progress(), 0) == [alone, drawn]
         assert measure_grader(again, config.grader, place.folder, Progress()) == agreement
         assert len(requests) == count

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.unit.rewards.test_http import asked, chat, serving
-from ultramed_rl.config.judge_models import ApiModel, StatementJudge
+from ultramed_rl.config.judge_models import JudgeModel, StatementJudge
 from ultramed_rl.evaluation.items import Item
 from ultramed_rl.evaluation.judging import (
     StatementScores,
@@ -71,7 +71,6 @@ E, N, C = "entailed", "neutral", "contradicted"
         ("Verdict: entailed. Nothing is contradicted here.", E),
         ("Initial verdict: neutral\nOn a second look it forbids that.\nFinal verdict: contradicted", C),
         ("Verdict: <entailed | neutral | contradicted>\nVerdict: neutral", N),
-        ("<think>Verdict: entailed? No.</think>\nVerdict: neutral", N),
         ("Verdict: neutral\n\nI hope that this helps.", N),
         ("The answer: it names rest only.\nVerdict: neutral", N),
         ("Verdict: the answer is neutral towards the statement", N),
@@ -114,7 +113,6 @@ def test_verdicts_that_are_clear_are_read(reply: str, verdict: str) -> None:
         "The answer entails one part but contradicts another.",
         "The answer contradicts the statement in part.",
         "Neutral. But then again: it forbids the drug.\nThe answer contradicts the statement.",
-        "<think>At first sight.\nVerdict: entailed",
     ],
 )
 def test_verdicts_that_are_unclear_are_not_guessed(reply: str) -> None:
@@ -379,7 +377,7 @@ def test_nothing_to_grade_asks_nothing() -> None:
 
 
 def client(url: str, **fields: Any) -> JudgeClient:
-    return JudgeClient(ApiModel.model_validate(section(url, **fields)))
+    return JudgeClient(JudgeModel.model_validate(section(url, **fields)))
 
 
 def test_texts_come_back_in_order_and_no_more_at_a_time_than_asked_for() -> None:

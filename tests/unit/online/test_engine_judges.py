@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.tracking import Progress
 
 NAMES = list(judge_cases(Path()))
+RUBRICS = "rubrics, and a benchmark's"
 
 
 def grade_of(weights: str, question: str, answer: str) -> float:
@@ -107,6 +109,36 @@ def test_held_out_answers_play_against_the_starting_policys(known: Cases) -> Non
     assert metrics["eval_change"] == pytest.approx(mean - 0.5)
 
 
+def test_a_benchmarks_grader_shares_the_rewards_engine(known: Cases) -> None:
+    outcome, ended = known.unbroken(RUBRICS)
+    engine = SimulatedEngine(0)
+    engine.weights = read_weights(known.models / "judge")
+    for scored in outcome.of(0, "scored"):
+        assert len(scored.details) == 3 and scored.terms["rubric"] == pytest.approx(
+            max(
+                0.0,
+                sum(met * float(name.split("[")[1].split("]")[0]) for name, met in scored.details.items())
+                / 5,
+            )
+        )
+    folder = known.at(RUBRICS, known.path / RUBRICS).config.run.folder
+    for index in range(2):
+        place, shares = folder / f"rounds/{index:03d}/rubrics-healthbench-greedy/verdicts.jsonl", []
+        for row in map(json.loads, place.read_text().splitlines()):
+            for criterion in row["criteria"]:
+                asked = f"rubric|{row['question']}|{row['answer']}|1: {criterion['text']}"
+                assert engine.judge(asked) == f"1: {'met' if criterion['met'] else 'not met'}"
+            shares.append(sum(c["points"] for c in row["criteria"] if c["met"]) / 5)
+        metrics = outcome.of(index, "metrics")
+        assert metrics["bench_healthbench_greedy_score"] == pytest.approx(max(0.0, sum(shares) / 3))
+        assert "bench_healthbench_grader_agreement" not in metrics
+    labelled = [
+        json.loads(line) for line in (folder / "initial/grader/verdicts.jsonl").read_text().splitlines()
+    ]
+    assert [row["labels"] for row in labelled] == [[True, False], [True, True], [True, True]]
+    assert len([c for c in ended.ray.begun if c.method == "start"]) == 2, "one judge's engine for both"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_killed_run_comes_to_the_same(known: Cases, tmp_path: Path, name: str) -> None:
     expected, whole = known.unbroken(name)
@@ -119,7 +151,8 @@ def test_a_killed_run_comes_to_the_same(known: Cases, tmp_path: Path, name: str)
 
 @pytest.mark.parametrize("how", ["dies", "hangs", "raises"])
 @pytest.mark.parametrize(
-    ("name", "role"), [("judge on engines", "judge_engine"), ("policy judges itself", "rollout")]
+    ("name", "role"),
+    [("judge on engines", "judge_engine"), (RUBRICS, "judge_engine"), ("policy judges itself", "rollout")],
 )
 def test_an_engine_that_is_lost_is_replaced(
     known: Cases, tmp_path: Path, name: str, role: str, how: str

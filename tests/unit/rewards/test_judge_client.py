@@ -102,19 +102,18 @@ def test_what_engines_cannot_answer_has_no_grade() -> None:
 @pytest.mark.parametrize(
     ("reply", "read"),
     [
-        ("<think>Grade: 2</think>\nGrade: 9", "\nGrade: 9"),
+        ("<think>Grade: 2</think>\nGrade: 9", "Grade: 9"),
         ("Grade: 2</think>Grade: 9", "Grade: 9"),
+        ("[THINK]Grade: 2[/THINK]Grade: 9", "Grade: 9"),
         ("<think>Grade: 2, or", ""),
         ("Grade: 9", "Grade: 9"),
     ],
 )
 def test_a_thought_is_cut(reply: str, read: str) -> None:
-    assert judge().judge.after_thought(reply) == read
-
-
-def test_other_marks_of_a_thought() -> None:
-    client = judge(thought=["[THINK]", "[/THINK]"]).judge
-    assert client.after_thought("[THINK]4[/THINK]5") == "5" and client.after_thought("<think>4") == "<think>4"
+    client = judge(retries=0).judge
+    with served(client, lambda _: JudgeReply(reply)):
+        (found,) = client.ask_for(["?"], lambda said: said.text)
+    assert found.text == read
 
 
 def choices(*tokens: tuple[str, dict[str, float]]) -> JudgeReply:
@@ -175,15 +174,15 @@ def test_a_judge_whose_grades_are_alike_is_told_of_once(caplog: pytest.LogCaptur
     term = judge()
 
     def answer(request: ChatRequest) -> JudgeReply:
-        return JudgeReply("Grade: 3" if "text 5\n" in request.messages[0]["content"] else "Grade: 8")
+        return JudgeReply("Grade: 3" if "text 25\n" in request.messages[0]["content"] else "Grade: 8")
 
     for _ in range(5):
-        grades(term, 16, answer)
+        grades(term, 32, answer)
     (told,) = [record.getMessage() for record in caplog.records]
-    assert "94 %" in told and "32" in told and " 8" in told
+    assert "97 %" in told and "64" in told and "(8)" in told
 
 
 def test_a_judge_that_tells_answers_apart_is_not(caplog: pytest.LogCaptureFixture) -> None:
-    given = iter(range(40))
-    grades(judge(), 40, lambda _: JudgeReply(f"Grade: {1 + next(given) % 10}"))
+    given = iter(range(80))
+    grades(judge(), 80, lambda _: JudgeReply(f"Grade: {1 + next(given) % 10}"))
     assert not caplog.records

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from tests.unit.rewards.test_judge_client import served
 from ultramed_rl.config.rewards import PairwiseTerm
+from ultramed_rl.evaluation.chat_scores import Duel
 from ultramed_rl.records import ChatRequest, Completion, Message, Prompt
 from ultramed_rl.rewards.judge_client import JudgeReply
-from ultramed_rl.rewards.pairwise import Comparison, PairwiseJudge, read_verdict
+from ultramed_rl.rewards.pairwise import PairwiseJudge, read_verdict
 from ultramed_rl.rewards.term import Scores
 from ultramed_rl.rewards.tournament import Compare, knockout, round_robin
 
@@ -47,6 +48,7 @@ def by_table(points: Points) -> Compare:
         ("Verdict: A or B", None),
         ("Verdict: A/B", None),
         ("Verdict: a close call", None),
+        ("Better: A\nNo, on a second look: better is answer B", 0.0),
         ("Verdict: A. Or rather, verdict: B.\nHard to say.", None),
         ("A good answer, both of them.", None),
         ("", None),
@@ -80,7 +82,7 @@ def test_both_orders_make_one_verdict(
     contradictory: bool,
     first_wins: list[float],
 ) -> None:
-    found = Comparison(0, 1, first, second)
+    found = Duel(first, second)
     assert (found.points, found.contradictory, found.first_wins) == (points, contradictory, first_wins)
 
 

@@ -70,11 +70,10 @@ def test_points_earned_over_points_to_be_earned() -> None:
     [
         ("1: met\n2: not met\n3: Met.", {1: True, 2: False, 3: True}),
         ("- **1.** not met\n- **2.** met", {1: False, 2: True}),
-        ("<think>1: met</think>Criterion 1: no\nCriterion 2: yes, it does", {1: False, 2: True}),
+        ("Criterion 1: no\nCriterion 2: yes, it does", {1: False, 2: True}),
         ("1: met\n1: not met\n2: met", {2: True}),
         ("Not met.", {1: False}),
         ('```json\n{"explanation": "1: met", "criteria_met": false}\n```', {1: False}),
-        ("<think>1: met", None),
         ("I cannot say.", None),
         ("", None),
     ],
@@ -167,7 +166,7 @@ def test_verdicts_that_are_all_alike_are_told_once(caplog: pytest.LogCaptureFixt
     everything = "\n".join(f"{i}: met" for i in range(1, 41))
     with serving(lambda _: (200, chat(everything))) as url, caplog.at_level(logging.WARNING):
         score(url, [prompt(rubric)], "a", "b", "c", together=40)
-    assert len(re.findall(r"100% of 120 verdicts", caplog.text)) == 1
+    assert len(re.findall(r"100 % of 120 verdicts", caplog.text)) == 1
 
 
 def test_prompts_without_rubrics_leave_the_order_to_others(caplog: pytest.LogCaptureFixture) -> None:

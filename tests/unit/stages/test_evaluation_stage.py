@@ -43,7 +43,7 @@ class FakeBenchmarks:
     def ask(self, *_: Any) -> None:
         """Kept before."""
 
-    score = ask
+    score = judge = ask
 
     def conclude(self, folder: Path) -> dict[str, Any]:
         return {"tasks": {"medqa": {"items": 3}}}
@@ -106,15 +106,16 @@ def test_an_evaluation_keeps_what_a_judge_or_lm_eval_failed_with(
 
     monkeypatch.setattr(evaluate, "run_general", fail)
     run: Any = PolicyBenchmarks.__new__(PolicyBenchmarks)
-    run.suite, run.further, run.error = [], {"p": {}}, None
+    run.suite, run.further, run.judged, run.error = [], {"p": {}}, {}, None
     run.reports = {"p": PolicyReport("p", {}, ())}
     run.judges = SimpleNamespace(read=fail if what == "judge" else lambda *_: {})
     run.asked = {"p": SimpleNamespace(path="p")}
     section = None if what == "judge" else object()
-    run.grader, run.benchmarks = None, SimpleNamespace(contamination=None, general=section, grader=None)
+    run.benchmarks = SimpleNamespace(contamination=None, general=section)
     run.runner = None
     policy = SimpleNamespace(precision="float32")
     run.config = SimpleNamespace(run=SimpleNamespace(seed=1), bootstrap=10, cluster=None, policy=policy)
     run.progress = SimpleNamespace(say=lambda _: None)
+    run.judge(SimpleNamespace(rewards=SimpleNamespace(served=None)), None)
     assert run.conclude(tmp_path)["benchmarks"] == {"p": {"path": "p", "results": [], "averages": {}}}
     assert str(run.error) == f"{what}: down"

@@ -124,14 +124,14 @@ def test_ties_are_scored_by_their_formula() -> None:
         # Margins -1 and 2, spread 1: leads but not hard, closeness tanh(-1 / 1 - 1).
         benched("ref:2", "Ties", [0.0], [1.0]),
         benched("tied:2", "Ties", [4.0, 3.0, 3.5], [1.0]),
-        # Margins 1 and 0: the tied row is inaccurate; no spread and no margin count as closeness 0.
+        # Margins 1 and 0: the tied row is inaccurate; without a spread it has no closeness.
         benched("ref:3", "Ties", [2.0], [1.0]),
         benched("tied:3", "Ties", [1.0, 1.0], [1.0]),
         benched("ref:4", "Ties", [2.0], [1.0]),  # alone
     ]
     others = [benched("5", "Focus", [2.0], [1.0, 0.0, 2.0])]  # 1 / 2
     found = {a.name: a for a in average_subsets(score_subsets(rows + others, {}), rows + others)}
-    ties = 0.3 * (2 / 3 + 3 / 4) + 0.2 * (2 / 3 + 1 / 3) + 0.01 * (math.tanh(1) + math.tanh(-2)) / 3
+    ties = 0.3 * (2 / 3 + 3 / 4) + 0.2 * (2 / 3 + 1 / 3) + 0.01 * (math.tanh(1) + math.tanh(-2)) / 2
     assert found["RewardBench 2 Ties"].accuracy == pytest.approx(ties)
     assert found[GENERAL_2].accuracy == pytest.approx((ties + 0.5) / 2)
     assert found[GENERAL_2].missing == ("Factuality", "Precise IF", "Math", "Safety") and OTHERS not in found

@@ -9,7 +9,7 @@ import pytest
 
 from tests.rounds import make_completion, make_prompt
 from ultramed_rl.records import Completion, Prompt
-from ultramed_rl.workers.scorers import TermScorer
+from ultramed_rl.rewards import TermScorer
 
 PATIENCE_S = 20.0
 
