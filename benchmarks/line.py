@@ -97,26 +97,23 @@ def _command() -> str:
 
 
 def provenance() -> dict[str, Any]:
-    """The machine, the day (UTC), the commit, `-dirty` where files differ from it, and versions of what was compared."""
-    git = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--dirty",
-        "--exclude=*",
-        "--abbrev=7",
-    ]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    """The machine, the day (UTC), the commit, `-dirty` where code differs from it, and versions of what was compared."""
+    commit = _git("describe", "--always", "--exclude=*", "--abbrev=7")
+    changed = _git("status", "--porcelain", "-uno", "--", "ultramed_rl", "configs", "benchmarks/*.py")
     return {
         "machine": machine(),
         "date": datetime.now(UTC).date().isoformat(),
-        "commit": commit or None,
+        "commit": commit + "-dirty" * bool(changed) or None,
         "versions": {
             found.name: found.version for found in metadata.distributions() if found.name in PACKAGES
         },
     }
+
+
+def _git(*arguments: str) -> str:
+    """What git says of this tree; nothing where it isn't one."""
+    command = ["git", "-C", str(Path(__file__).parents[1]), *arguments]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
 def machine() -> dict[str, Any]:
