@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import load_peer, run_peer, write_docs
+from line import print_line
 
 MODEL = "offline://smollm2-135m-instruct"
 WANTED = 0.995
@@ -115,19 +116,18 @@ def main() -> None:
     ours = our_side(tasks, options.limit, options.folder)
     rows = {task: compare(task, options.limit, ours[task], peers[task]) for task in tasks}
     worst = min(row["agreement"] for row in rows.values())
-    print(
-        json.dumps(
-            {
-                "benchmark": "agreement",
-                "ours": worst,
-                "peer": 1.0,
-                "ratio": round(worst / WANTED, 4),
-                "unit": "share of items with the same answer, the worst task's",
-                "peer_name": "lm-evaluation-harness 0.4.13",
-                "accuracy_gap": max(abs(row["ours"] - row["lm_eval"]) for row in rows.values()),
-                "tasks": rows,
-            }
-        )
+    print_line(
+        {
+            "benchmark": "agreement",
+            "ours": worst,
+            "peer": 1.0,
+            "ratio": round(worst / WANTED, 4),
+            "unit": "of the answers",
+            "peer_name": "lm-evaluation-harness",
+            "accuracy_gap": max(abs(row["ours"] - row["lm_eval"]) for row in rows.values()),
+            "tasks": rows,
+            "work": f"every item of {len(rows)} benchmarks, the worst task's share of equal answers",
+        }
     )
 
 

@@ -22,6 +22,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from line import print_line
+
 from ultramed_rl.config.models import Endpoint
 from ultramed_rl.http.generator import ApiGenerator
 from ultramed_rl.records import ChatReply, ChatRequest, Message
@@ -86,7 +88,7 @@ def report(
         "ours": round(counts["admitted"] / seconds, 2),
         "peer": round(allowed / seconds, 2),
         "ratio": round(counts["admitted"] / allowed, 4),
-        "unit": "admitted requests per second",
+        "unit": "requests/s",
         "peer_name": "the endpoint's rate limit",
         "requests": options.requests,
         "lost": options.requests - len(set(names)),
@@ -96,6 +98,7 @@ def report(
         "trouble": options.trouble,
         "seconds": round(seconds, 2),
         "client_cpu_ms_per_request": round(1e3 * time.process_time() / counts["admitted"], 2),
+        "work": f"{options.requests:,} requests, of which {options.trouble:.0%} meet 429, 500, time-outs, cut or invalid JSON",
     }
 
 
@@ -117,8 +120,7 @@ def main() -> None:
         asking = ask_all(url, options.requests, options.limit, options.concurrency, Path(folder))
         replies, seconds = asyncio.run(asking)
     line = report(replies, seconds, counts, options)
-    print(json.dumps(line))
-    sys.exit(bool(line["lost"] or line["doubled"]))
+    print_line(line, *(f"{line[name]} {name}" for name in ("lost", "doubled") if line[name]))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ anything differs or was missed.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import random
 import shutil
@@ -38,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from killer import KINDS, ROOT, WORKERS, Killer, Strike, log_end, start_driver, turns_of_kinds
+from line import print_line
 
 ENGINE = {"kv_cache_gib": 0.1, "enforce_eager": True}
 MOST_LOGPROB_GAP = 1e-4
@@ -200,7 +200,7 @@ def report(
         "ours": found.identical,
         "peer": sum(len(r.pairs) for r in records[::2]),
         "ratio": round(found.identical / max(1, found.either), 4),
-        "unit": "identical pairs",
+        "unit": "pairs",
         "peer_name": "the same run unbroken",
         "kills": dict(Counter(strike.kind for strike in killer.strikes)),
         "phases": dict(Counter(strike.phase for strike in killer.strikes)),
@@ -255,7 +255,11 @@ def run_both(root: Path, options: argparse.Namespace) -> dict[str, Any]:
     killer.run(turns_of_kinds(options.kinds, options.kills, chance))
     seconds["struck"] = time.monotonic() - started
     line = report(runs / "unbroken", runs / "struck", killer, seconds, options.rounds)
-    return {**line, "missed": options.kills - len(killer.strikes)}
+    return {
+        **line,
+        "missed": options.kills - len(killer.strikes),
+        "work": f"{options.kills} kills and hangs of every kind of actor and the driver; whole again after {(line['recovery_s'] or {}).get('median')} s (median)",
+    }
 
 
 def main() -> None:
@@ -277,8 +281,7 @@ def main() -> None:
         root = (options.directory or Path(temporary)).absolute()
         root.mkdir(parents=True, exist_ok=True)
         line = run_both(root, options)
-    print(json.dumps(line))
-    sys.exit(0 if is_same(line) else 1)
+    print_line(line, *[] if is_same(line) else ["the runs differ, or strikes were missed"])
 
 
 if __name__ == "__main__":

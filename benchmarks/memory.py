@@ -17,6 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from line import print_line
 from scoring import make_reward_model
 
 from ultramed_rl.cluster.layout import Plan
@@ -87,10 +88,12 @@ def main() -> None:
         "ours": round(ours / GIB, 3),
         "peer": round(peer / GIB, 3),
         "ratio": round(ours / peer, 3),
-        "unit": "GiB planned, and measured",
+        "unit": "GiB",
+        "peer_name": "what a run took",
         "roles": gib,
+        "work": f"what `plan` says of {options.config}",
     }
-    print(json.dumps(found))
+    print_line(found)
 
 
 if __name__ == "__main__":

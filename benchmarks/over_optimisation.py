@@ -25,6 +25,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from line import print_line
 
 from ultramed_rl import run
 from ultramed_rl.cluster.connection import disconnect
@@ -189,11 +190,14 @@ def main() -> None:
         "ratio": None if detected is None else round(detected - (false_alarms or 0.0), 3),
         "ours": detected,
         "peer": false_alarms,
+        "unit": "of the rounds",
+        "peer_name": "false alarms",
         "rounds_gold_fell": len(fallen_alarms),
         "rounds_gold_did_not": len(other_alarms),
         "curves": curves,
+        "work": "rounds in which held-out judges told that the reward rose by its mistakes",
     }
-    print(json.dumps(line))
+    print_line(line)
 
 
 if __name__ == "__main__":

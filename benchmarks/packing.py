@@ -9,9 +9,10 @@ are none of the data's; `computed` counts all tokens that go through the model. 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
+
+from line import print_line
 
 from ultramed_rl.learning.batching import epoch_batches, shard_batch
 from ultramed_rl.learning.packing import AnswerGroup, pack_groups
@@ -70,21 +71,20 @@ def main() -> None:
     pairs = pairs_of_run(options.pairs)
     mine, theirs = ours(pairs, options.batch, options.budget), trl(pairs, options.batch)
     padding = {"ours": 1 - mine["real"] / mine["computed"], "peer": 1 - theirs["real"] / theirs["computed"]}
-    print(
-        json.dumps(
-            {
-                "benchmark": "packing",
-                "ours": round(padding["ours"], 4),
-                "peer": round(padding["peer"], 4),
-                "ratio": round((1 - padding["ours"]) / (1 - padding["peer"]), 3),
-                "unit": "share of padding",
-                "peer_name": "trl",
-                "pairs": len(pairs),
-                "budget_filled": round(mine["fill"], 3),
-                "computed_tokens": {"ours": mine["computed"], "peer": theirs["computed"]},
-                "tokens_ratio": round(theirs["computed"] / mine["computed"], 3),
-            }
-        )
+    print_line(
+        {
+            "benchmark": "packing",
+            "ours": round(padding["ours"], 4),
+            "peer": round(padding["peer"], 4),
+            "ratio": round((1 - padding["ours"]) / (1 - padding["peer"]), 3),
+            "unit": "padding",
+            "peer_name": "TRL's batches",
+            "pairs": len(pairs),
+            "budget_filled": round(mine["fill"], 3),
+            "computed_tokens": {"ours": mine["computed"], "peer": theirs["computed"]},
+            "tokens_ratio": round(theirs["computed"] / mine["computed"], 3),
+            "work": f"a quickstart's pairs: {mine['computed']:,} tokens computed for {theirs['computed']:,}",
+        }
     )
 
 

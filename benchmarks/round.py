@@ -22,7 +22,7 @@ may differ by 10 %, and `tokens_per_second` stands beside. It learns from every 
 A round of ours is timed from the commit of the one before to its own, less its evaluation, which the peers have not
 got. The first round and the start-up, which a run pays once, are reported beside the median of the others. A round of
 `staged` is the sum of its three processes, each from its start to its exit; one of `online_dpo` lasts from checkpoint
-to checkpoint. The last line is JSON; where the sides' work is not the same the exit status is 1.
+to checkpoint. The last line is JSON; where the sides' work is not the same, or their rounds spread, the exit status is 1.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ import argparse
 import json
 import multiprocessing
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from line import add_spread, compare_sides, print_line
 from round_peers import PEERS
 from scoring import make_reward_model
 
@@ -164,15 +164,14 @@ def report(ours: Mapping[str, Any], peer: Mapping[str, Any], options: argparse.N
     """The JSON line."""
     kind, rows, rounds = PEERS[options.baseline], ours["rounds"][1:], peer["rounds"]
     seconds = {"ours": ours["seconds"][1:], "peer": [r["seconds"] for r in rounds]}
-    mine, theirs = (statistics.median(values) for values in seconds.values())
     tokens = {"ours": sum(r["tokens"] for r in rows), "peer": sum(r["tokens"] for r in rounds)}
+    speeds = {side: round(tokens[side] / sum(seconds[side]), 1) for side in tokens}
+    done = same_work(rows, rounds, kind.allowed)
+    sides = compare_sides({"ours": seconds["ours"], kind.name: seconds["peer"]}, options.spread, seconds=True)
     return {
         "benchmark": "round",
-        "ours": round(mine, 2),
-        "peer": round(theirs, 2),
-        "ratio": round(theirs / mine, 3),
-        "unit": "seconds a round",
-        "peer_name": kind.name,
+        **sides,
+        "unit": "s a round",
         "size": options.size,
         "precision": options.precision,
         "ours_first": round(ours["seconds"][0], 2),
@@ -181,10 +180,12 @@ def report(ours: Mapping[str, Any], peer: Mapping[str, Any], options: argparse.N
         "peer_rounds": [round(s, 2) for s in seconds["peer"]],
         "ours_phases": our_phases(rows),
         "peer_phases": peer_phases(rounds),
-        "tokens_per_second": {side: round(tokens[side] / sum(seconds[side]), 1) for side in tokens},
+        "tokens_per_second": speeds,
         "peer_pass": options.peer_pass,
         **peer["beside"],
-        **same_work(rows, rounds, kind.allowed),
+        **done,
+        "faults": sides["faults"] + ["the sides' work is not the same"] * (not done["same_work"]),
+        "work": f"{options.precision}, {rows[0]['prompts']} prompts a round; by tokens a second {speeds['ours'] / speeds['peer']:.2f}",
     }
 
 
@@ -196,6 +197,7 @@ def main() -> None:
     arguments.add_argument("--config", default="configs/quickstart.yaml")
     arguments.add_argument("--size", type=int, default=1, help="times the config's prompts a round")
     arguments.add_argument("--repeats", type=int, default=2, help="measured rounds of each side")
+    add_spread(arguments, 1.5)  # rounds differ in what they do
     arguments.add_argument("--prompts", type=int, default=None, help="instead of the config's, before --size")
     arguments.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     arguments.add_argument("--tokens", type=int, default=None, help="longest answer, instead of the config's")
@@ -224,8 +226,7 @@ def main() -> None:
         ours = run_ours(config)
         peer = PEERS[options.baseline].run(config, ours, options)
         line = report(ours, peer, options)
-        print(json.dumps(line))
-    sys.exit(not line["same_work"])
+    print_line(line)
 
 
 if __name__ == "__main__":

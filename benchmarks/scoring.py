@@ -1,29 +1,37 @@
-"""Reward scoring of n answers a prompt: ours against transformers and against vLLM's pooling runner.
+"""Reward scoring of n answers a prompt: ours against vLLM's pooling runner, and against transformers.
 
     python benchmarks/scoring.py --prompt 300 --response 150 --n 8
 
-The peer is what one writes with transformers: all sequences sorted by length, in padded batches of the same
-token budget. Each side lives in its own process and scores the whole set in turn. The last line is JSON; where the
-scores of the sides don't agree the exit status is 1.
+`transformers` is what one writes with it: all sequences sorted by length, in padded batches of the same token budget.
+Each side lives in its own process and scores the whole set in turn. The last line is JSON; where scores differ or turns
+spread the exit status is 1.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
-import statistics
-import sys
-import time
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
-from preference_step import MODEL, stream
+from line import add_turns, compare_sides, print_line
+from preference_step import stream
+from turns import MODEL, answer_turns, take_turns
 
 Group = tuple[list[int], list[list[int]]]
 MOST_SCORE_GAP = {"float32": 1e-3, "bfloat16": 0.1}  # for scores of several units
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all sides do: the model's folder, and the groups in passes of at most `budget` tokens."""
+
+    model: str
+    precision: str
+    budget: int
+    groups: list[Group]
 
 
 def make_groups(prompt: int, response: int, n: int, count: int) -> list[Group]:
@@ -55,41 +63,32 @@ def make_reward_model(directory: Path, precision: str) -> None:
     tokenizer.save_pretrained(directory)
 
 
-def answer_turns(turn: Connection, score: Any) -> None:
-    """Score once for every message; answer with seconds and scores."""
-    turn.send("ready")
-    while turn.recv() == "score":
-        started = time.perf_counter()
-        scores = score()
-        turn.send((time.perf_counter() - started, scores))
-
-
-def ours(model: str, precision: str, budget: int, groups: list[Group], turn: Connection) -> None:
+def ours(work: Work, turn: Connection) -> None:
     """The product's reward worker, outside Ray."""
     from ultramed_rl.actors.scorer import RewardWorker
     from ultramed_rl.learning.packing import AnswerGroup
 
-    worker = RewardWorker(0, "cpu", precision, budget)
-    worker.load(model)
-    packed = [AnswerGroup(prompt, answers) for prompt, answers in groups]
+    worker = RewardWorker(0, "cpu", work.precision, work.budget)
+    worker.load(work.model)
+    packed = [AnswerGroup(prompt, answers) for prompt, answers in work.groups]
 
     def score() -> list[float]:
         found = {(g, a): x for numbers in worker.score(packed) for g, a, x in numbers}
         return [found[key] for key in sorted(found)]
 
-    answer_turns(turn, score)
+    answer_turns(score, turn)
 
 
-def transformers_side(model: str, precision: str, budget: int, groups: list[Group], turn: Connection) -> None:
+def transformers_side(work: Work, turn: Connection) -> None:
     """Batched, length-sorted forward passes of plain transformers."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
-    plain = AutoModelForSequenceClassification.from_pretrained(model, dtype=dtype).eval()
-    rows = [[*prompt, *answer] for prompt, answers in groups for answer in answers]
+    dtype = getattr(torch, work.precision)
+    plain = AutoModelForSequenceClassification.from_pretrained(work.model, dtype=dtype).eval()
+    rows = [[*prompt, *answer] for prompt, answers in work.groups for answer in answers]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    size = max(1, budget // max(len(r) for r in rows))
+    size = max(1, work.budget // max(len(r) for r in rows))
 
     @torch.inference_mode()
     def score() -> list[float]:
@@ -107,10 +106,10 @@ def transformers_side(model: str, precision: str, budget: int, groups: list[Grou
                 found[i] = value
         return found
 
-    answer_turns(turn, score)
+    answer_turns(score, turn)
 
 
-def vllm_side(model: str, precision: str, budget: int, groups: list[Group], turn: Connection) -> None:
+def vllm_side(work: Work, turn: Connection) -> None:
     """vLLM's pooling runner, its prefix cache emptied before each pass."""
     os.environ |= {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -120,17 +119,17 @@ def vllm_side(model: str, precision: str, budget: int, groups: list[Group], turn
     from vllm import LLM, PoolingParams, TokensPrompt
 
     llm = LLM(
-        model=model,
+        model=work.model,
         runner="pooling",
-        dtype=precision,
+        dtype=work.precision,
         max_model_len=2048,
         enforce_eager=True,
         block_size=32,
         kv_cache_memory_bytes=2**30,
         enable_prefix_caching=True,
-        max_num_batched_tokens=max(budget, 2048),
+        max_num_batched_tokens=max(work.budget, 2048),
     )
-    prompts = [TokensPrompt(prompt_token_ids=[*p, *a]) for p, answers in groups for a in answers]
+    prompts = [TokensPrompt(prompt_token_ids=[*p, *a]) for p, answers in work.groups for a in answers]
     parameters = PoolingParams(use_activation=False)
 
     def score() -> list[float]:
@@ -138,7 +137,7 @@ def vllm_side(model: str, precision: str, budget: int, groups: list[Group], turn
         outputs = llm.classify(prompts, pooling_params=parameters, use_tqdm=False)
         return [o.outputs.probs[0] for o in outputs]
 
-    answer_turns(turn, score)
+    answer_turns(score, turn)
 
 
 def main() -> None:
@@ -149,62 +148,48 @@ def main() -> None:
     arguments.add_argument("--response", type=int, default=150)
     arguments.add_argument("--n", type=int, default=8)
     arguments.add_argument("--prompts", type=int, default=3)
-    arguments.add_argument("--repeats", type=int, default=3, help="measured passes, after one that is not")
     arguments.add_argument("--precision", choices=["auto", "bfloat16", "float32"], default="auto")
     arguments.add_argument("--budget", type=int, default=2048, help="tokens of a pass, on every side")
+    add_turns(arguments)
     options = arguments.parse_args()
 
     from ultramed_rl.config.models import resolve_precision
 
     precision = resolve_precision(options.precision, "cpu")
-    groups = make_groups(options.prompt, options.response, options.n, options.prompts)
-    os.environ.update(DS_ACCELERATOR="cpu", OMP_NUM_THREADS=str(os.cpu_count()))
     directory = Path("/tmp/ultramed_rl-benchmark-reward")
-    context = multiprocessing.get_context("spawn")
-    maker = context.Process(target=make_reward_model, args=(directory, precision))
+    maker = multiprocessing.get_context("spawn").Process(
+        target=make_reward_model, args=(directory, precision)
+    )
     maker.start()
     maker.join()
-
-    turns: dict[str, Connection] = {}
-    for name, side in (("ours", ours), ("transformers", transformers_side), ("vllm", vllm_side)):
-        turns[name], theirs = context.Pipe()
-        work = (str(directory), precision, options.budget, groups, theirs)
-        context.Process(target=side, args=work, daemon=True).start()
-        assert turns[name].recv() == "ready"
-    seconds: dict[str, list[float]] = {name: [] for name in turns}
-    scores: dict[str, list[float]] = {}
-    for repeat in range(options.repeats + 1):
-        for name in turns if repeat % 2 else reversed(list(turns)):
-            turn = turns[name]
-            turn.send("score")
-            spent, scores[name] = turn.recv()
-            seconds[name].append(spent)
-            print(f"pass {repeat} {name}: {spent:.2f} s", flush=True)
-    for turn in turns.values():
-        turn.send("stop")
-
-    rates = {n: options.prompts * options.n / statistics.median(s[1:]) for n, s in seconds.items()}
-    gap = {n: max(abs(a - b) for a, b in zip(scores["ours"], s, strict=True)) for n, s in scores.items()}
-    print(
-        json.dumps(
-            {
-                "benchmark": "scoring",
-                "ours": round(rates["ours"], 3),
-                "peer": round(rates["transformers"], 3),
-                "ratio": round(rates["ours"] / rates["transformers"], 3),
-                "unit": "answers/s",
-                "peer_name": "transformers",
-                "vllm_pooling": round(rates["vllm"], 3),
-                "ratio_vllm": round(rates["ours"] / rates["vllm"], 3),
-                "prompt": options.prompt,
-                "response": options.response,
-                "n": options.n,
-                "precision": precision,
-                "score_gap": {n: round(g, 6) for n, g in gap.items() if n != "ours"},
-            }
-        )
+    groups = make_groups(options.prompt, options.response, options.n, options.prompts)
+    work = Work(str(directory), precision, options.budget, groups)
+    sides = {"ours": ours, "vLLM's pooling runner": vllm_side, "transformers": transformers_side}
+    results, _ = take_turns(sides, work, options.turns)
+    answers = options.prompts * options.n
+    rates = {name: [answers / seconds for seconds, _ in turns[1:]] for name, turns in results.items()}
+    scores = {name: turns[-1][1] for name, turns in results.items()}
+    mine = scores.pop("ours")
+    gaps = {name: max(abs(a - b) for a, b in zip(mine, x, strict=True)) for name, x in scores.items()}
+    print_line(
+        {
+            "benchmark": "scoring",
+            **compare_sides(rates, options.spread),
+            "unit": "answers/s",
+            "prompt": options.prompt,
+            "response": options.response,
+            "n": options.n,
+            "prompts": options.prompts,
+            "precision": precision,
+            "score_gap": {name: round(gap, 6) for name, gap in gaps.items()},
+            "work": f"{precision}, {options.n} answers a prompt, {options.prompt}/{options.response} tokens",
+        },
+        *(
+            f"{name}: its scores are not ours"
+            for name, gap in gaps.items()
+            if gap > MOST_SCORE_GAP[precision]
+        ),
     )
-    sys.exit(max(gap.values()) > MOST_SCORE_GAP[precision])
 
 
 if __name__ == "__main__":

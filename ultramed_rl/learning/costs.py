@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ultramed_rl.learning.packing import PackedBatch
 
 # fp32 logits that exist at once: large enough for full GEMM speed, small beside a model.
-LOGITS_AT_ONCE = {"cpu": 2**23, "cuda": 2**27}
+LOGITS_AT_ONCE = {"cpu": 2**25, "cuda": 2**27}
 
 # TFLOP/s of dense bfloat16 products with float32 sums, by the makers' data sheets (halved where these count sparsity). The
 # first entry counts whose words are all in the name that the driver gives.

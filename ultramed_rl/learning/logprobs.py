@@ -29,18 +29,20 @@ def token_logprobs(
         hidden: [N, D] hidden states at the positions that predict the targets.
         targets: [N] token ids.
         head: maps [n, D] to logits [n, V], V being `vocab_size`.
-        chunks: in how many parts, of which one's logits exist at a time; in backward they are computed again.
-            A part may be empty.
+        chunks: in how many parts, of which one's logits exist at a time. In backward they are computed again, but for the
+            last part's: backward begins with it. A part may be empty.
     """
     assert hidden.shape[0] == targets.shape[0]
     chunks = chunks or head_chunks(len(targets), vocab_size, hidden.device.type)
-    parts = []
-    for states, ids in zip(hidden.tensor_split(chunks), targets.tensor_split(chunks), strict=True):
-        if torch.is_grad_enabled() and hidden.requires_grad:
-            parts.append(checkpoint(_chunk_logprobs, states, ids, head, collisions, use_reentrant=False))
-        else:
-            parts.append(_chunk_logprobs(states, ids, head, collisions))
-    return torch.cat(parts, dim=-1)
+    again = torch.is_grad_enabled() and hidden.requires_grad
+    *others, last = zip(hidden.tensor_split(chunks), targets.tensor_split(chunks), strict=True)
+    parts = [
+        checkpoint(_chunk_logprobs, *part, head, collisions, use_reentrant=False)
+        if again
+        else _chunk_logprobs(*part, head, collisions)
+        for part in others
+    ]
+    return torch.cat([*parts, _chunk_logprobs(*last, head, collisions)], dim=-1)
 
 
 def _chunk_logprobs(states: torch.Tensor, ids: torch.Tensor, head: Head, collisions: bool) -> torch.Tensor:
@@ -53,7 +55,7 @@ def _chunk_logprobs(states: torch.Tensor, ids: torch.Tensor, head: Head, collisi
 
 
 class _SelectedLogSoftmax(torch.autograd.Function):
-    """log_softmax at one index a row. Its backward works in the logits' own memory: one [n, V] lives."""
+    """log_softmax at one index a row. In its backward the logits live and their gradient, which is made in place."""
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -67,7 +69,6 @@ class _SelectedLogSoftmax(torch.autograd.Function):
         logits, ids, normalizer = ctx.saved_tensors
         gradient = gradients[0].unsqueeze(-1)
         # d logp / d logits = onehot - softmax
-        wide = logits.detach().float()
-        wide.sub_(normalizer.unsqueeze(-1)).exp_().mul_(-gradient)
+        wide = torch.sub(logits, normalizer.unsqueeze(-1)).exp_().mul_(-gradient)
         wide.scatter_add_(-1, ids.unsqueeze(-1), gradient.float())
         return wide.to(logits.dtype), None
