@@ -123,7 +123,7 @@ def test_an_examples_words_are_those_of_its_command(example: Example) -> None:
     COMMANDS[name].make_context(name, words)
 
 
-@pytest.mark.parametrize("example", filter(runs_dry, EXAMPLES), ids=lambda e: f"{e.place}: {e.line[:60]}")
+@pytest.mark.parametrize("example", [*filter(runs_dry, EXAMPLES)], ids=lambda e: f"{e.place}: {e.line[:60]}")
 def test_an_example_whose_config_is_here_runs_dry(machine: Path, example: Example) -> None:
     words = shlex.split(example.line)
     dry = [] if words[0] == "plan" or "--dry-run" in words else ["--dry-run"]
