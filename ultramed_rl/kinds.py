@@ -87,7 +87,7 @@ KINDS: dict[str, StageKind] = {
         makes="a model",
         command="sft",
         card="supervised fine-tuning: only what the assistant wrote is learnt",
-        help="""Fine-tune on conversations; only what the assistant wrote is learnt.
+        help="""Fine-tune on conversations; only the assistant's turns are trained on.
 
         Example: ultramed-rl sft configs/sft/ultramedical-8b.yaml training.max_steps=20
         """,
@@ -117,7 +117,7 @@ KINDS: dict[str, StageKind] = {
         makes="a model",
         command="preference",
         card="offline preference learning",
-        help="""Learn offline preferences: DPO, KTO and the other objectives on answers that are there already.
+        help="""Train on offline preferences with DPO, KTO or another objective.
 
         Example: ultramed-rl preference configs/preference/ultramedical-8b-dpo.yaml objective.beta=0.05
         """,
@@ -133,9 +133,9 @@ KINDS: dict[str, StageKind] = {
         command="contrasts",
         card="Preference pairs out of one policy's own answers: coherent over incoherent, complete over cut off, on topic "
         "over another question's answer, right over wrong. They say nothing of medical quality.",
-        help="""Make preference pairs out of a policy's own answers, where no preference data is at hand.
+        help="""Make preference pairs from a policy's own answers, where you have no preference data.
 
-        Example: ultramed-rl contrasts contrasts.yaml contrasts.prompts=64
+        Example: ultramed-rl contrasts configs/contrasts/quickstart.yaml contrasts.prompts=32
         """,
     ),
     "evaluate": StageKind(

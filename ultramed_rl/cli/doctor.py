@@ -37,8 +37,8 @@ def doctor_command(
     config_path: Annotated[
         str | None,
         typer.Argument(
-            metavar="[CONFIG|RUN_DIR]",
-            help="also whether this machine suits a config; of a run alone where it listens, and for whom",
+            metavar="CONFIG|RUN_DIR",
+            help="with a config, check also whether this machine suits it; with a run's folder, only who can reach that run",
         ),
     ] = None,
 ) -> None:

@@ -23,7 +23,10 @@ from ultramed_rl.cli.program import (
 from ultramed_rl.cli.runs import Invocation, run_alone
 
 RunNameOption = Annotated[str | None, typer.Option(help="the run's name, a folder under runs/")]
-DeviceOption = Annotated[str | None, typer.Option(help="auto, cuda or cpu")]
+DeviceOption = Annotated[
+    Literal["auto", "cuda", "cpu"] | None,
+    typer.Option(help="where models run; by default what this machine has"),
+]
 
 
 @command("evaluate")
@@ -37,7 +40,12 @@ def evaluate_command(
         str | None, typer.Option(help="benchmarks with commas between them: medqa,pubmedqa")
     ] = None,
     protocols: Annotated[
-        str | None, typer.Option("--protocol", help="likelihood, greedy, self_consistency; greedy by default")
+        str | None,
+        typer.Option(
+            "--protocol",
+            metavar="likelihood|greedy|self_consistency",
+            help="how they are asked, several with commas; greedy by default",
+        ),
     ] = None,
     source: Annotated[list[str] | None, typer.Option(help="TASK=URI: where a task's rows are")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="rows out of installed packages")] = False,
@@ -49,9 +57,9 @@ def evaluate_command(
     resume: Resume = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Ask policies benchmarks, and compare them; with a config also by reward on held-out prompts.
+    """Run benchmarks on policies and compare them; with a config also by reward on held-out prompts.
 
-    Example: ultramed-rl evaluate --model runs/mine/rounds/002/checkpoint --tasks medqa,mmlu_medical --offline
+    Example: ultramed-rl evaluate --model offline://smollm2-135m-instruct --tasks medqa,mmlu_medical --offline
     """
     config_path, overrides = split_arguments(arguments or [])
     options = {"run.name": name, **device_options(device, alone=config_path is None)}
@@ -80,7 +88,7 @@ def reward_bench_command(
 ) -> None:
     """Count how often a reward model prefers the better answer: Medical RewardBench, RewardBench, any pairs.
 
-    Example: ultramed-rl reward-bench --model runs/mine/reward/model --data hf://allenai/reward-bench:filtered
+    Example: ultramed-rl reward-bench --model sfairXC/FsfairX-LLaMA3-RM-v0.1 --data hf://allenai/reward-bench:filtered
     """
     config_path, overrides = split_arguments(arguments or [])
     options = {"model.path": model, "data.uri": data, "data.limit": limit, "run.name": name}
@@ -95,16 +103,21 @@ def reward_bench_command(
 def serve_reward_command(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="a reward model's path or hub id")],
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
-    device: Annotated[Literal["auto", "cuda", "cpu"], typer.Option()] = "auto",
-    precision: Annotated[Literal["auto", "bfloat16", "float32"], typer.Option()] = "auto",
-    no_token: Annotated[bool, typer.Option("--no-token", help="ask for none; on loopback only")] = False,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="port to listen on")] = 5000,
+    device: Annotated[Literal["auto", "cuda", "cpu"], typer.Option(help="where the model runs")] = "auto",
+    precision: Annotated[
+        Literal["auto", "bfloat16", "float32"],
+        typer.Option(help="auto: bfloat16 where the device computes it natively"),
+    ] = "auto",
+    no_token: Annotated[
+        bool, typer.Option("--no-token", help="accept requests without a token; on loopback only")
+    ] = False,
 ) -> None:
     """Serve a reward model over HTTP, in OpenRLHF's protocol, until Ctrl-C.
 
     Requests must show the token in ULTRAMED_RL_REWARD_TOKEN; one is made up where it isn't set.
 
-    Example: ultramed-rl serve-reward runs/mine/initial/reward_model --port 5001
+    Example: ultramed-rl serve-reward runs/quickstart/initial/reward_model --port 5001
     """
     from ultramed_rl.rewards.server import serve_reward
 

@@ -77,9 +77,9 @@ def submit_command(
     verify: Verify = "true",
     dry_run: DryRun = False,
 ) -> None:
-    """Run a config of any type as a job of a Ray cluster; the same line starts a run and takes it up again.
+    """Run a config of any type as a job of a Ray cluster. The same line starts a run and resumes it.
 
-    Only the resolved config is sent. Variables can be read on Ray's dashboard by whoever reaches it.
+    Only the resolved config is sent. Anyone who reaches Ray's dashboard can read the variables that you send.
 
     Example: ultramed-rl submit configs/llama3-70b-4node.yaml run.directory=/shared/runs --address http://HEAD:8265
     """
@@ -134,7 +134,7 @@ def jobs_command(
         Literal["list", "status", "logs", "stop"], typer.Argument(metavar="list|status|logs|stop")
     ],
     address: Address,
-    job: Annotated[str | None, typer.Argument(metavar="[JOB]", help="its id; list needs none")] = None,
+    job: Annotated[str | None, typer.Argument(metavar="JOB", help="the job's id; list takes none")] = None,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="logs: until the job ends; then 1 unless it succeeded")
     ] = False,

@@ -27,8 +27,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help=f"""Online iterative preference learning for specialised language models.
 
-`ultramed-rl COMMAND CONFIG section.key=value ...`: complete configs are in configs/; `ultramed-rl COMMAND --help` has
-an example. `--install-completion` makes the shell complete commands and options.
+Use: `ultramed-rl COMMAND CONFIG section.key=value`. Complete configs are in configs/. `ultramed-rl COMMAND --help` shows an
+example. `--install-completion` lets the shell complete commands and options.
 
 {EXIT_CODES}
 """,
@@ -38,25 +38,29 @@ an example. `--install-completion` makes the shell complete commands and options
 
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="a YAML file; see configs/")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="as in training.epochs=2")
+    list[str] | None,
+    typer.Argument(metavar="SECTION.KEY=VALUE", help="any key of the config, as in training.epochs=2"),
 ]
 ConfigOrOverrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[CONFIG] [SECTION.KEY=VALUE]...", help="a YAML file, or options alone"),
+    typer.Argument(
+        metavar="CONFIG|SECTION.KEY=VALUE", help="a YAML file, then any of its keys; or options alone"
+    ),
 ]
 RunDirectoryPath = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="a run's folder, as in runs/NAME")]
 RunPlace = Annotated[
     str, typer.Argument(metavar="RUN_DIR", help="a run's folder, as in runs/NAME, or the URL of its copy")
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="go on where an earlier run stopped")]
+Resume = Annotated[bool, typer.Option("--resume", help="continue where an earlier run stopped")]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="check and plan, say what would be done, start nothing")
+    bool, typer.Option("--dry-run", help="check the config, the data and the plan; start nothing")
 ]
 Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="only errors, and at the end the path of what was made")
+    bool, typer.Option("--quiet", "-q", help="print errors only, and at the end the path of the result")
 ]
 Json = Annotated[
-    bool, typer.Option("--json", help="a JSON object per event on stdout, the result last; lines on stderr")
+    bool,
+    typer.Option("--json", help="print a JSON object per event on stdout, the result last; text on stderr"),
 ]
 
 

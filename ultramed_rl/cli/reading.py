@@ -31,7 +31,7 @@ def status_command(
 ) -> None:
     """Show how a run, a stage or a recipe stands: phase, progress, time left, last metrics, who drives it.
 
-    It reads the run's files alone, so it works from any machine that sees them, and disturbs nothing.
+    It only reads the run's files, so it works from any machine that sees them.
 
     Example: ultramed-rl status runs/quickstart --follow
     """
@@ -106,7 +106,7 @@ def report_command(
 def compare_command(
     run_dirs: Annotated[
         list[str],
-        typer.Argument(metavar="RUN_DIR RUN_DIR...", help="two runs or more, or URLs of their copies"),
+        typer.Argument(metavar="RUN_DIR", help="two or more runs, or URLs of their copies"),
     ],
     output: Annotated[Path, typer.Option(help="the HTML file")] = Path("comparison.html"),
 ) -> None:

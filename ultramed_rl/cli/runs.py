@@ -23,6 +23,7 @@ from ultramed_rl.cli.program import (
     fail,
 )
 from ultramed_rl.kinds import KINDS
+from ultramed_rl.learning.costs import Gpu
 from ultramed_rl.tracking.console import say, say_marked, tell, tell_result
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Invocation:
 
 _RECIPE = """Run all stages of a recipe; finished ones are skipped on --resume.
 
-Example: ultramed-rl recipe configs/recipes/quickstart.yaml run.name=mine
+Example: ultramed-rl recipe configs/recipes/quickstart.yaml
 """
 
 
@@ -83,20 +84,20 @@ def data_command(
     step: Annotated[
         str,
         typer.Argument(
-            metavar="STAGE", help="a step such as score; of a recipe, the stage's name, or all; or show"
+            metavar="STEP", help="a step such as score; of a recipe the name of a stage, or all; or show"
         ),
     ],
     config_path: ConfigPath,
     overrides: Overrides = None,
     resume: Resume = False,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="do the failed records of an earlier run again")
+        bool, typer.Option("--retry-failed", help="try the failed records of an earlier run again")
     ] = False,
     dry_run: DryRun = False,
-    rows: Annotated[int, typer.Option(min=1, help="of show: samples of each source")] = 3,
+    rows: Annotated[int, typer.Option(min=1, help="for show: samples to print of each source")] = 3,
 ) -> None:
-    """Run a stage of the data factory: a config of its own, or one stage of a recipe, or all of them. `show` prints what
-    any config's first rows become: tokens with the learnt ones marked, misfits, columns that nobody reads.
+    """Run a step of the data factory: from a config of its own, or one or all of a recipe. `show` prints what the first rows of
+    any config become: tokens with the trained ones marked, rows that don't fit, columns that are not read.
 
     Example: ultramed-rl data score configs/data/ultramedical.yaml --resume
     """
@@ -126,24 +127,33 @@ def data_command(
 
 
 @command("plan")
-def plan_command(config_path: ConfigPath, overrides: Overrides = None) -> None:
-    """Show every role's processes, devices and bytes against what the nodes have. Starts nothing.
+def plan_command(
+    config_path: ConfigPath,
+    overrides: Overrides = None,
+    gpu: Annotated[
+        Gpu, typer.Option(help="the GPU whose published rates the hours are computed from")
+    ] = "H100",
+) -> None:
+    """Show every role's processes, devices and bytes against what the nodes have, and estimate the hours of an online round.
+    Starts nothing.
 
-    Example: ultramed-rl plan configs/llama3-70b-4node.yaml cluster.policy.zero_stage=2
+    Example: ultramed-rl plan configs/llama3-70b-4node.yaml cluster.policy.offload_optimizer=true --gpu H200
     """
     from ultramed_rl.config.recipe import check_config
 
     document = Invocation(config_path, overrides or []).read()
     with checking(document):
-        show_plans(check_config(document))
+        show_plans(check_config(document), gpu)
     tell_result(True, exit_code=0)
 
 
-def show_plans(config: Any) -> None:
+def show_plans(config: Any, gpu: Gpu = "H100") -> None:
     """The plan of a config, or of each stage of a recipe. Raises ValueError where one doesn't fit."""
     from ultramed_rl.cluster.host_adam import host_adam_problem
+    from ultramed_rl.cluster.hours import round_hours
     from ultramed_rl.cluster.layout import render_plan
     from ultramed_rl.cluster.plan import make_plan
+    from ultramed_rl.config import RunConfig
     from ultramed_rl.recipes.run import of_stage, stages_of
 
     plans = []
@@ -151,10 +161,17 @@ def show_plans(config: Any) -> None:
         with of_stage(name):
             plans.append((name, stage, make_plan(stage)))
     for name, stage, plan in plans:
-        tell("plan", name=stage.run.name, type=stage.type, plan=asdict(plan))
-        say(f"{name} ({stage.type}):\n{render_plan(plan)}\n" if name else render_plan(plan))
+        hours = None
+        if isinstance(stage, RunConfig) and plan.cluster.device == "cuda":
+            hours = round_hours(stage, plan, gpu)
+        tell("plan", name=stage.run.name, type=stage.type, plan=asdict(plan), hours=hours and asdict(hours))
+        say(f"{name} ({stage.type}):\n{render_plan(plan)}" if name else render_plan(plan))
+        if hours is not None:
+            say(hours.describe())
         if problem := host_adam_problem(plan.cluster):
             say(f"warning: {problem}")
+        if name:
+            say("")
 
 
 def show_data(document: Document, rows: int) -> None:

@@ -130,7 +130,7 @@ def path_problems(config: Mapping[str, Any], working_dir: Path | None) -> list[s
         leaves = value.startswith("~") or os.path.normpath(value).startswith("..")
         if working_dir is None:
             problems.append(
-                f"{key}={value!r}: a relative path, which the cluster has not got; give {_FIX}, or send the folder "
+                f"{key}={value!r}: a relative path, which does not exist on the cluster; give {_FIX}, or send the folder "
                 "along with --working-dir DIR"
             )
         elif leaves or not (path.exists() or glob.glob(str(path), recursive=True)):

@@ -44,6 +44,26 @@ _QWEN3_8B = _LLAMA3_8B.model_copy(
     update=dict(intermediate_size=12288, num_hidden_layers=36, head_dim=128, vocab_size=151936)
     | {"max_position_embeddings": 40960}
 )
+
+
+def _qwen(
+    width: int, mlp: int, layers: int, heads: int, keys: int, vocabulary: int, *, tied: bool
+) -> Architecture:
+    """A shape of Qwen's, by its config.json; heads of 128 in Qwen3."""
+    shape = dict(
+        hidden_size=width, intermediate_size=mlp, num_hidden_layers=layers, num_attention_heads=heads
+    )
+    more = dict(num_key_value_heads=keys, vocab_size=vocabulary, tie_word_embeddings=tied)
+    return _LLAMA3_8B.model_copy(update=shape | more | {"max_position_embeddings": 32768})
+
+
+_OF_QWEN3 = {"head_dim": 128, "max_position_embeddings": 40960}
+_QWEN3_06B = _qwen(1024, 3072, 28, 16, 8, 151936, tied=True).model_copy(update=_OF_QWEN3)
+_QWEN3_17B = _qwen(2048, 6144, 28, 16, 8, 151936, tied=True).model_copy(update=_OF_QWEN3)
+_QWEN3_4B = _qwen(2560, 9728, 36, 32, 8, 151936, tied=True).model_copy(update=_OF_QWEN3)
+_LLAMA32_1B = _LLAMA31_8B.model_copy(
+    update=dict(hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, tie_word_embeddings=True)
+)
 _SMALL = dict(
     hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, head_dim=64
 )
@@ -53,6 +73,7 @@ _SMOLLM2_135M = _LLAMA3_8B.model_copy(
 KNOWN = {
     "meta-llama/Meta-Llama-3-8B": _LLAMA3_8B,
     "meta-llama/Meta-Llama-3-8B-Instruct": _LLAMA3_8B,
+    "meta-llama/Llama-3.2-1B-Instruct": _LLAMA32_1B,
     "meta-llama/Llama-3.1-8B": _LLAMA31_8B,
     "meta-llama/Llama-3.1-8B-Instruct": _LLAMA31_8B,
     "TsinghuaC3I/Llama-3-8B-UltraMedical": _LLAMA3_8B,
@@ -60,7 +81,20 @@ KNOWN = {
     "sfairXC/FsfairX-LLaMA3-RM-v0.1": _LLAMA3_8B,
     "meta-llama/Meta-Llama-3-70B-Instruct": _LLAMA3_70B,
     "TsinghuaC3I/Llama-3-70B-UltraMedical": _LLAMA3_70B,
+    "Qwen/Qwen2.5-0.5B-Instruct": _qwen(896, 4864, 24, 14, 2, 151936, tied=True),
+    "Qwen/Qwen2.5-1.5B-Instruct": _qwen(1536, 8960, 28, 12, 2, 151936, tied=True),
+    "Qwen/Qwen2.5-3B-Instruct": _qwen(2048, 11008, 36, 16, 2, 151936, tied=True),
+    "Qwen/Qwen2.5-7B-Instruct": _qwen(3584, 18944, 28, 28, 4, 152064, tied=False),
+    "Qwen/Qwen2.5-14B-Instruct": _qwen(5120, 13824, 48, 40, 8, 152064, tied=False),
+    "Qwen/Qwen2.5-32B-Instruct": _qwen(5120, 27648, 64, 40, 8, 152064, tied=False),
+    "Qwen/Qwen3-0.6B": _QWEN3_06B,
+    "Qwen/Qwen3-1.7B": _QWEN3_17B,
+    "Qwen/Qwen3-4B": _QWEN3_4B,
     "Qwen/Qwen3-8B": _QWEN3_8B,
+    "Skywork/Skywork-Reward-V2-Llama-3.2-1B": _LLAMA32_1B,
+    "Skywork/Skywork-Reward-V2-Qwen3-0.6B": _QWEN3_06B,
+    "Skywork/Skywork-Reward-V2-Qwen3-1.7B": _QWEN3_17B,
+    "Skywork/Skywork-Reward-V2-Qwen3-4B": _QWEN3_4B,
     "Skywork/Skywork-Reward-V2-Qwen3-8B": _QWEN3_8B,
     "HuggingFaceTB/SmolLM2-135M-Instruct": _SMOLLM2_135M,
     "offline://smollm2-135m-instruct": _SMOLLM2_135M,
@@ -242,6 +276,12 @@ def engine_weight_bytes(shape: Architecture, precision: str, quantization: str |
         return count * size
     outside = _outside(shape)
     return count - outside + outside * size
+
+
+def cache_bytes(shape: Architecture, precision: str) -> int:
+    """Keys and values of one token in all layers."""
+    head_dim = shape.head_dim or shape.hidden_size // shape.num_attention_heads
+    return 2 * shape.num_hidden_layers * shape.num_key_value_heads * head_dim * WEIGHT_BYTES[precision]
 
 
 def _outside(shape: Architecture) -> int:

@@ -10,6 +10,7 @@ from ultramed_rl.cluster.memory import (
     CONTEXT_BYTES,
     GIB,
     WEIGHT_BYTES,
+    cache_bytes,
     count_parameters,
     engine_weight_bytes,
     forward_bytes,
@@ -253,6 +254,7 @@ def _rollout(config: SamplingConfig, policy: Architecture, transit: dict[str, in
     group, cluster = config.cluster.rollout, config.cluster
     precision = resolve_precision(group.precision or config.policy.precision, cluster.device)
     role = _engines("rollout", group, policy, precision, cluster, "cluster.rollout")
+    _check_cache(role, cluster, cache_bytes(policy, precision) * config.policy.max_length, "cluster.rollout")
     judges = isinstance(config, RunConfig) and config.reward.asks_policy
     turns = ("rollout", SCORING) if judges else ()
     return replace(role, bytes_per_device=role.bytes_per_device | transit, turns=turns)
@@ -267,6 +269,7 @@ def _judge_engines(config: RunConfig | EvaluateConfig) -> Iterator[RolePlan]:
         check_length(engine.max_length, shape.max_position_embeddings, f"{section}.max_length", engine.path)
         precision = resolve_precision(engine.precision, cluster.device)
         planned = _engines(role, engine, shape, precision, cluster, section)
+        _check_cache(planned, cluster, cache_bytes(shape, precision) * engine.max_length, section)
         yield replace(planned, turns=(SCORING if key.startswith("reward") else JUDGING,))
 
 
@@ -283,6 +286,18 @@ def _engines(
         sizes["packed weights"] = weights  # vLLM's matrices in oneDNN's own order, made beside the plain ones
     fix = f"raise {section}.tensor_parallel or lower {section}.kv_cache_gib"
     return RolePlan(role, group.engines, group.tensor_parallel, sizes, fix)
+
+
+def _check_cache(role: RolePlan, cluster: Devices, needed: int, section: str) -> None:
+    """Raise PlanError where an engine's weights leave no room for its longest sequence, at which vLLM would stop. What no GPU
+    holds at all is said for the whole plan."""
+    weights, room = role.bytes_per_device["weights"], role.bytes_per_device["kv cache"] * role.width
+    if room < needed and weights < cluster.device_memory_gib * GIB:
+        raise PlanError(
+            f"{section}: an engine's cache has {room / GIB:.2f} GiB beside weights of {weights / GIB:.1f} GiB a GPU, and its "
+            f"longest sequence takes {needed / GIB:.2f} GiB; raise {section}.tensor_parallel or memory_fraction, or lower the "
+            "model's max_length"
+        )
 
 
 def _rewards(

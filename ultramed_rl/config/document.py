@@ -265,12 +265,14 @@ def read_document(path: str | Path | None, overrides: Sequence[str] = ()) -> Doc
 
 
 def _read_file(path: Path) -> Document:
-    where = None
+    where, own = None, Path(__file__).parents[1] / path
+    # A preset's name, configs/..., is known everywhere.
+    found = own if path.parts[:1] == ("configs",) and own.is_file() and not path.exists() else path
     try:
-        if reason := why_unreadable(path):
+        if reason := why_unreadable(found):
             absent = "no such file; see configs/ for complete examples"
             raise YamlProblem(absent if absent.startswith(reason) else f"{reason}; name a YAML file", "", 0)
-        with path.open("rb") as file:
+        with found.open("rb") as file:
             content = file.read(4 * MOST_CHARACTERS + 1)  # UTF-8 has at most 4 bytes a character
         is_whole = len(content) <= 4 * MOST_CHARACTERS  # what is too large may be cut off within one
         data, lines = read_yaml(content.decode("utf-8-sig", "strict" if is_whole else "replace"))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ultramed_rl.config.base import Section, key
 from ultramed_rl.config.limits import (
@@ -60,10 +60,11 @@ class QuestionSource(_Source):
 
 
 class MessagesSource(_Source):
-    """Rows with a chat, in any of the forms of docs/recipe.md; asked up to its last user turn."""
+    """The kind of a source without `type`. Rows with a chat, in any of the forms of docs/recipe.md, asked up to its last user
+    turn; or with a question alone."""
 
     type: Literal["messages"] = "messages"
-    column: Column | None = key(None, "where the turns are; null: the columns tell")
+    column: Column | None = key(None, "where the turns or the question are; null: the columns tell")
 
 
 class VignetteSource(_Source):
@@ -96,6 +97,19 @@ class Prompts(Section):
         "ask others in the place of prompts that give no pair, until the round has per_round pairs or this many "
         "times per_round prompts are asked; null: none",
     )
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _told_by_columns(cls, value: Any) -> Any:
+        """A source without a type is a question's where it names the column of its answer, else the columns tell."""
+        if not isinstance(value, list):
+            return value
+        return [
+            {"type": "question" if "answer_column" in source else "messages", **source}
+            if isinstance(source, dict)
+            else source
+            for source in value
+        ]
 
     def problems(self) -> Iterator[str]:
         shares = [source.share for source in self.sources]

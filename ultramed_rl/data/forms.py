@@ -82,6 +82,16 @@ def read_chat(row: NotedRow, column: str | None = None) -> Chat:
     return chat if turns is chat.turns else replace(chat, turns=turns)
 
 
+def read_prompt(row: NotedRow, column: str | None = None) -> list[Message]:
+    """The turns of a row of prompts: a chat with what answers it, or a question alone, in a column or wherever the columns tell.
+    Raises Misfit."""
+    if column is not None:
+        return complete_prompt(row, with_input(row, read_turns(row, column, "user"), column))
+    nothing = "no prompt in {}; one is under messages, conversations, prompt, question or instruction"
+    chat: Chat = match_form(row, _PROMPTS, nothing)
+    return complete_prompt(row, chat.turns)
+
+
 def read_question(row: NotedRow, column: str) -> list[Message]:
     """The turns of a prompt whose question is this column's, a text or turns. Raises Misfit."""
     value = read_column(row, column)
@@ -113,9 +123,11 @@ def _read_whole(row: NotedRow, column: str) -> Chat:
 
 
 def _read_answered(row: NotedRow, question: str, answer: str) -> Chat:
-    asked = with_input(row, read_turns(row, question, "user"), question)
-    turns = read_turns(row, answer, "assistant")
-    return Chat(asked + turns)
+    return Chat(_read_asked(row, question).turns + read_turns(row, answer, "assistant"))
+
+
+def _read_asked(row: NotedRow, question: str) -> Chat:
+    return Chat(with_input(row, read_turns(row, question, "user"), question))
 
 
 def _read_vignette(row: NotedRow, *_: str) -> Chat:
@@ -165,6 +177,7 @@ _CHATS = (
     RowForm(("message_tree_id", "parent_id", "text"), read_orphan),
     RowForm((QUESTIONS, ANSWERS), _read_answered),
 )
+_PROMPTS = (*_CHATS, RowForm((QUESTIONS,), _read_asked))
 
 
 # -- what belongs to a prompt ------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from ultramed_rl.data.chats import (
     check_order,
     read_column,
 )
-from ultramed_rl.data.forms import read_chat, read_question, read_text
+from ultramed_rl.data.forms import read_prompt, read_question, read_text
 from ultramed_rl.data.gathered import gather_messages
 from ultramed_rl.data.likeness import normalise_text
 from ultramed_rl.data.stage_data import Tokenizer
@@ -121,7 +121,7 @@ def _draft(source: PromptSource, row: NotedRow) -> _Draft | str:
     extra = json.dumps(columns, ensure_ascii=False, default=str) if columns else ""
     if isinstance(source, MessagesSource):
         # Up to its last user turn; what the assistant says after it is the answer.
-        messages, answers = read_chat(row, source.column).turns, list[str]()
+        messages, answers = read_prompt(row, source.column), list[str]()
         while messages and messages[-1]["role"] == "assistant":
             answers.insert(0, messages.pop()["content"])
         if not messages or messages[-1]["role"] != "user":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from ultramed_rl.learning.packing import PackedBatch
@@ -24,6 +24,13 @@ _PUBLISHED = {
     "H100 PCIe": 756, "H100": 989, "H800": 989, "H20": 148, "A100": 312, "A800": 312, "L40S": 362, "L40": 181, "L4": 121,
     "A40": 150, "A30": 165, "A10G": 70, "A10": 125, "RTX 6000 Ada": 364, "RTX A6000": 155, "RTX 5090": 210,
     "RTX 4090": 165, "RTX 3090": 71,
+}  # fmt: skip
+
+# GPUs for which `plan` counts hours: their memory's rate in TB/s, by the same data sheets.
+Gpu = Literal["A10", "A100", "B200", "H100", "H200", "L4", "L40S", "RTX 3090", "RTX 4090"]
+MEMORY_TB_S: dict[Gpu, float] = {
+    "A10": 0.6, "A100": 2.04, "B200": 8.0, "H100": 3.35, "H200": 4.8, "L4": 0.3, "L40S": 0.864, "RTX 3090": 0.936,
+    "RTX 4090": 1.008,
 }  # fmt: skip
 
 

@@ -135,7 +135,7 @@ def nearest_preset(files: RunReader) -> tuple[list[tuple[str, str, str]], str]:
     """How a run's config differs, as of `compare_settings`, from the nearest shipped preset of its kind, or from the defaults;
     and what that is, or nothing where there is neither."""
     kind, own = str(files.config.get("type", "online")), flatten(files.config)
-    folder = Path(ultramed_rl.__file__).parents[1] / "configs"
+    folder = Path(ultramed_rl.__file__).parent / "configs"
     differences = [
         (compare_settings(flatten(preset), own), f"configs/{path.relative_to(folder)}{name}")
         for path in sorted(folder.rglob("*.yaml"))

@@ -257,7 +257,8 @@ def render_status(status: Status) -> str:
         str(status.work or ("starting" if status.state == "running" else "")),
         busy and f"busy: {busy}",
         *status.waits,
-        driver and f"driver: process {driver.pid} on {driver.host}, heard of {duration(driver.silent_s)} ago",
+        driver
+        and f"driver: process {driver.pid} on {driver.host}, last sign of life {duration(driver.silent_s)} ago",
         *(f"{name}: {url}" for name, url in status.links.items()),
     ]
     tables = [render_table(_STAGES, status.stages)] if status.stages else []

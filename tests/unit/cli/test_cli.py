@@ -56,16 +56,7 @@ def test_every_commands_help_has_its_own_example_and_exit_codes(name: str) -> No
     text = " ".join(found.output.replace("│", " ").split())
     assert found.exit_code == 0 and f"Example: ultramed-rl {name}" in text
     assert re.search(r": 0 [^:]*, 1 [^:]*, 2 [^:]*, 130 ", text), text
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_example_names_files_and_options_that_exist(name: str) -> None:
-    command = get_command(app).commands[name]  # type: ignore[attr-defined]
-    line = next(line for line in command.help.splitlines() if line.startswith("Example:"))
-    words = shlex.split(line)[3:]
-    known = {option for parameter in command.params for option in parameter.opts}
-    assert {word for word in words if word.startswith("--")} <= known
-    assert all(Path(word).is_file() for word in words if word.startswith("configs/"))
+    assert "...]..." not in text and "[[" not in text
 
 
 def test_help_loads_nothing_heavy() -> None:

@@ -29,6 +29,40 @@ def load(tmp_path: Path, rows: list[Any], source: dict[str, Any] | None = None, 
     return load_prompts(Prompts.model_validate({"sources": [section], **config}), encode)
 
 
+@pytest.mark.parametrize(
+    ("row", "answer"),
+    [
+        ({"question": "Why?"}, None),
+        ({"prompt": "Why?", "chosen": "Because.", "rejected": "No."}, None),
+        ({"prompt": [{"role": "user", "content": "Why?"}]}, None),
+        ({"instruction": "Why?", "output": "Because."}, "Because."),
+        (
+            {"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "Because."}]},
+            "Because.",
+        ),
+    ],
+    ids=["question", "pair", "turns", "alpaca", "sharegpt"],
+)
+def test_columns_tell_the_form_of_a_source_without_a_type(
+    tmp_path: Path, row: dict[str, Any], answer: str | None
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row))
+    (prompt,) = load_prompts(Prompts.model_validate({"sources": [{"uri": str(path)}]}), encode).training
+    assert prompt.messages == ({"role": "user", "content": "Why?"},) and prompt.answer == answer
+
+
+def test_a_named_column_may_hold_a_question_or_turns(tmp_path: Path) -> None:
+    rows = [{"text": "Why?"}, {"text": [{"role": "user", "content": "How?"}]}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    config = Prompts.model_validate({"sources": [{"uri": str(path), "column": "text"}]})
+    assert [p.messages[-1]["content"] for p in load_prompts(config, encode).training] == ["Why?", "How?"]
+    answered = {"uri": str(path), "column": "text", "answer_column": "key"}
+    (source,) = Prompts.model_validate({"sources": [answered]}).sources
+    assert source.type == "question"
+
+
 def questions(*texts: str) -> list[dict[str, str]]:
     return [{"question": text} for text in texts]
 
