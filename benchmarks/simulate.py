@@ -405,7 +405,10 @@ def run_rounds(
         workers = OnlineWorkers(config, cast(Any, nobody), Scorers(config.reward, cast(Any, tokens)))
         workers.begin_rollout(config.policy.path, 0)
         workers.start_learners(config.policy.path, 0, config.policy.path, [config.policy.path])
-        with Tracker(store, config) as tracker, RunWatcher(store.path, config.run.name, progress) as watcher:
+        with (
+            Tracker(store, config) as tracker,
+            RunWatcher(store.path, config.run.name, progress, tracker) as watcher,
+        ):
             workers.scheduler.watcher = watcher
             controller = Controller(config, store, workers, pool, tracker, watcher)
             ray.monotonic()

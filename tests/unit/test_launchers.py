@@ -53,19 +53,82 @@ def locked(package: str) -> str:
 # -- Ray's cluster launcher --------------------------------------------------------------------------------
 
 
-def test_the_cluster_file_is_what_rays_launcher_takes() -> None:
+CLUSTERS = ("ray-cluster.yaml", "ray-cluster-aws.yaml")
+COMMANDS = ("setup_commands", "head_start_ray_commands", "worker_start_ray_commands")
+
+
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_the_cluster_file_is_what_rays_launcher_takes(name: str) -> None:
     import ray.autoscaler
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
-    cluster = read("ray-cluster.yaml")
+    cluster = read(name)
     jsonschema.validate(cluster, schema)
     with pytest.raises(jsonschema.ValidationError):  # the schema is strict enough to find a typo
         jsonschema.validate({**cluster, "max_worker": 3}, schema)
     prepared = prepare_config(cluster)
     validate_config(prepared)
-    (kind,) = prepared["available_node_types"].values()
-    assert kind["max_workers"] == 3 == prepared["max_workers"]
+    *_, workers = prepared["available_node_types"].values()
+    assert workers["max_workers"] == prepared["max_workers"]
+
+
+def test_the_machines_at_aws_are_those_of_the_config_that_it_names() -> None:
+    text, cluster = (LAUNCH / "ray-cluster-aws.yaml").read_text(), read("ray-cluster-aws.yaml")
+    assert "ultramed-rl submit configs/llama3-70b-4node.yaml" in text
+    head, workers = (cluster["available_node_types"][name] for name in ("head", "gpu"))
+    assert workers["min_workers"] == workers["max_workers"] == cluster["max_workers"] == CONFIG.cluster.nodes
+    cards = workers["node_config"]["NetworkInterfaces"]
+    assert [(card["NetworkCardIndex"], card["DeviceIndex"]) for card in cards] == [
+        *((0, 0), (1, 1), (2, 1), (3, 1))
+    ]
+    assert {card["InterfaceType"] for card in cards} == {"efa"} and cluster["provider"]["use_internal_ips"]
+    for card in cards:  # all nodes in one subnet and one group
+        assert (card["SubnetId"], card["Groups"]) == tuple(
+            head["node_config"][key] for key in ("SubnetId", "SecurityGroupIds")
+        )
+    assert head["node_config"]["ImageId"] == workers["node_config"]["ImageId"]
+    assert not any("flash-attn" in line for line in cluster["setup_commands"]), "every node would compile it"
+
+
+def test_aws_takes_the_cluster_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Ray's own preparation, and the start of each kind of node, against moto's EC2."""
+    moto = pytest.importorskip("moto")
+    import boto3
+    from ray.autoscaler._private.aws.config import bootstrap_aws
+    from ray.autoscaler._private.util import prepare_config
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    with moto.mock_aws():
+        ec2, iam = boto3.client("ec2", "us-east-1"), boto3.client("iam", "us-east-1")
+        (subnet,) = ec2.describe_subnets(Filters=[{"Name": "availability-zone", "Values": ["us-east-1a"]}])[
+            "Subnets"
+        ]
+        vpc = {"VpcId": subnet["VpcId"]}
+        group = ec2.create_security_group(GroupName="ultramed-rl", Description="nodes", **vpc)["GroupId"]
+        image = ec2.describe_images()["Images"][0]["ImageId"]
+        text = (LAUNCH / "ray-cluster-aws.yaml").read_text()
+        made = {"subnet": subnet["SubnetId"], "sg": group, "ami": image}
+        for kind, identity in made.items():
+            text = text.replace(f"{kind}-0123456789abcdef0", identity)
+        ec2.create_placement_group(GroupName="ultramed-rl", Strategy="cluster")
+        for profile in ("ultramed-rl-head", "ultramed-rl-worker"):
+            iam.create_instance_profile(InstanceProfileName=profile)
+        (tmp_path / "key.pem").write_text("key")
+        cluster = yaml.safe_load(text)
+        cluster["auth"]["ssh_private_key"] = str(tmp_path / "key.pem")
+        prepared = bootstrap_aws(prepare_config(cluster))
+        for kind in prepared["available_node_types"].values():
+            machine = {
+                k: v for k, v in kind["node_config"].items() if k not in ("SubnetIds", "SecurityGroupIds")
+            }
+            if "NetworkInterfaces" not in machine:
+                machine |= {"SubnetId": made["subnet"], "SecurityGroupIds": [group]}
+            (started,) = ec2.run_instances(MinCount=1, MaxCount=1, **machine)["Instances"]
+            assert (
+                started["InstanceType"] == machine["InstanceType"] and started["SubnetId"] == made["subnet"]
+            )
 
 
 def test_the_cluster_has_the_nodes_of_the_config_that_it_names() -> None:
@@ -76,8 +139,9 @@ def test_the_cluster_has_the_nodes_of_the_config_that_it_names() -> None:
     assert cluster["max_workers"] == len(provider["worker_ips"])
 
 
-def test_every_node_asks_for_the_token_of_the_machine_that_started_it() -> None:
-    cluster = read("ray-cluster.yaml")
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_every_node_asks_for_the_token_of_the_machine_that_started_it(name: str) -> None:
+    cluster = read(name)
     assert cluster["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
     for key in ("head_start_ray_commands", "worker_start_ray_commands"):
         (start,) = [line for line in cluster[key] if "ray start" in line]
@@ -85,13 +149,15 @@ def test_every_node_asks_for_the_token_of_the_machine_that_started_it() -> None:
         assert "export RAY_AUTH_MODE=token &&" in before and "chmod 600 ~/.ray/auth_token &&" in before
 
 
-def test_the_dashboard_is_not_opened_to_the_network() -> None:
-    assert "--dashboard-host" not in " ".join(read("ray-cluster.yaml")["head_start_ray_commands"])
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_the_dashboard_is_not_opened_to_the_network(name: str) -> None:
+    assert "--dashboard-host" not in " ".join(read(name)["head_start_ray_commands"])
 
 
-@pytest.mark.parametrize("key", ["setup_commands", "head_start_ray_commands", "worker_start_ray_commands"])
-def test_every_command_of_the_cluster_is_one_that_bash_reads(key: str) -> None:
-    for line in read("ray-cluster.yaml")[key]:
+@pytest.mark.parametrize("name", CLUSTERS)
+@pytest.mark.parametrize("key", COMMANDS)
+def test_every_command_of_the_cluster_is_one_that_bash_reads(name: str, key: str) -> None:
+    for line in read(name)[key]:
         subprocess.run(["bash", "-n", "-c", line], check=True)
 
 
@@ -238,8 +304,10 @@ for word in "$@"; do
 done
 [ -z "${BROKEN:-}" ] || exit 1
 for _ in $(seq "$count"); do echo up >>"$UP"; done
+echo $$ >>"$UP.steps"
 exec sleep 60
 """,
+    "scancel": 'kill $(cat "$UP.steps" 2>/dev/null) 2>/dev/null\n',
     "scontrol": RECORD + '[ "$1 $2" != "show hostnames" ] || printf "n1\\nn2\\nn3\\n"\n',
     "ray": RECORD
     + """echo "Active:"; sed "s/.*/ 1 node_&/" "$UP"; echo "Pending:"; echo " (no pending nodes)"\n""",
@@ -294,15 +362,18 @@ def test_slurm_starts_a_head_then_workers_then_the_run_with_their_address(tmp_pa
     process = slurm(tmp_path, "configs/my run.yaml", "run.directory=/shared/runs")
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 0, output
-    ray = "--block --num-gpus=8 --num-cpus=96"
+    ray = "--block --num-gpus=8 --num-cpus=96 --dashboard-agent-listen-port=0 --min-worker-port=0 --max-worker-port=0"
     step = "--cpus-per-task=96 --kill-on-bad-exit=0"
-    assert recorded(tmp_path) == [
+    ports = "--port=20770 --ray-client-server-port=20771 --dashboard-port=20772"  # by the job's number
+    assert [
+        re.sub(r"bash -c \$'(?:[^'\\]|\\.)*' keep_ray", "keep_ray", line) for line in recorded(tmp_path)
+    ] == [
         "scontrol show hostnames n\\[1-3\\]",
         "srun --nodes=1 --ntasks=1 --nodelist=n1 hostname -I",
-        f"srun --nodes=1 --ntasks=1 {step} --nodelist=n1 ray start --head --node-ip-address=10.1.2.3 --port=6379 "
-        f"--temp-dir=/tmp/ray-77 {ray}",
-        f"srun --nodes=2 --ntasks=2 {step} --exclude=n1 ray start --address=10.1.2.3:6379 {ray}",
-        "RAY_ADDRESS=10.1.2.3:6379 ultramed-rl run configs/my\\ run.yaml run.directory=/shared/runs --resume",
+        f"srun --nodes=1 --ntasks=1 {step} --nodelist=n1 keep_ray /tmp/ray-77 0 ray start --head "
+        f"--node-ip-address=10.1.2.3 {ports} --temp-dir=/tmp/ray-77 {ray}",
+        f"srun --nodes=2 --ntasks=2 {step} --exclude=n1 keep_ray /tmp/ray-77 5 ray start --address=10.1.2.3:20770 {ray}",
+        "RAY_ADDRESS=10.1.2.3:20770 ultramed-rl run configs/my\\ run.yaml run.directory=/shared/runs --resume",
     ]
 
 
@@ -356,6 +427,37 @@ def test_slurm_stops_when_ray_does_not_come_up(tmp_path: Path) -> None:
     output, _ = process.communicate(timeout=20)
     assert process.returncode == 1, output
     assert not any("ultramed-rl" in line for line in recorded(tmp_path)), "the run was started"
+
+
+def test_on_each_node_ray_is_started_again_and_its_folder_goes_at_the_end(tmp_path: Path) -> None:
+    """Its Ray dies twice, then lasts until SLURM ends the step."""
+    script = found_in(r"(?s)^keep_ray='\n(.*?)'$", (LAUNCH / "slurm.sh").read_text())
+    for name, text in {
+        "ray": 'echo up >>"$LOG"; [ "$(wc -l <"$LOG")" -ge 3 ] || exit 7; exec /bin/sleep 60',
+        "sleep": "exit 0",  # between two starts
+    }.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    (folder := tmp_path / "ray-77").mkdir()
+    log = tmp_path / "log"
+    for again, starts in (("5", 3), ("0", 1)):
+        log.unlink(missing_ok=True)
+        folder.mkdir(exist_ok=True)
+        kept = subprocess.Popen(
+            ["bash", "-c", script, "keep_ray", str(folder), again, "ray", "start", "--block"],
+            env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(log)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        deadline = time.monotonic() + 20
+        while starts == 3 and not (log.exists() and len(log.read_text().splitlines()) == starts):
+            assert time.monotonic() < deadline and kept.poll() is None
+            time.sleep(0.05)
+        if starts == 3:
+            kept.terminate()
+        said, _ = kept.communicate(timeout=20)
+        assert kept.returncode == (143 if starts == 3 else 7) and not folder.exists()
+        assert said.count("exit code 7") == starts - 1 and len(log.read_text().splitlines()) == starts
 
 
 def test_slurm_wants_a_config(tmp_path: Path) -> None:

@@ -419,6 +419,15 @@ def second_writer(root: Path) -> object:
     return Lease(place, "ours", 10.0)
 
 
+def waited_for(root: Path) -> object:
+    place = RemoteFolder(staged.URL)
+    place.write_json(WRITER, asdict(staged.owner(every_s=0.01)))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        Lease(place, "ours", 10.0, waits=True).release()
+    return told[0].message
+
+
 def overtaken(root: Path) -> object:
     place = RemoteFolder(staged.URL)
     lease = Lease(place, "ours", 10.0)
@@ -459,6 +468,8 @@ REMOTE: list[Wording] = [
      "staged://bucket/runs/tiny: cannot be read or written (PermissionError: 403 Forbidden); look at the address, the credentials and the network"),
     ("another process", at_url(second_writer),
      "staged://bucket/runs/tiny: another process is publishing this run (process 17 on other, since 1970-01-01 00:00 UTC); stop it, or wait 30 s if it is dead"),
+    ("a lease that was not given back", at_url(waited_for),
+     "staged://bucket/runs/tiny: process 17 on other published this run and has not given it back; waiting 0 s for a sign of life before this one takes over"),
     ("taken over", at_url(overtaken),
      "staged://bucket/runs/tiny: taken over by process 17 on other; what this process makes is no longer published: stop one of the two"),
     ("outage", at_url(outage(ended=False)),

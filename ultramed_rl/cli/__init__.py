@@ -12,12 +12,13 @@ from ultramed_rl.cli import runs  # isort: skip
 from ultramed_rl.cli import repeat  # isort: skip
 from ultramed_rl.cli import evaluations  # isort: skip
 from ultramed_rl.cli import reading  # isort: skip
+from ultramed_rl.cli import push  # isort: skip
 from ultramed_rl.cli import jobs  # isort: skip
 from ultramed_rl.cli import doctor  # isort: skip
 from ultramed_rl.cli.program import app
 from ultramed_rl.tracking.heartbeat import take_sigterm
 
-__all__ = ["app", "doctor", "evaluations", "jobs", "main", "reading", "repeat", "runs"]
+__all__ = ["app", "doctor", "evaluations", "jobs", "main", "push", "reading", "repeat", "runs"]
 
 
 def main() -> None:

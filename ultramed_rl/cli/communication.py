@@ -19,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
@@ -73,10 +73,11 @@ def cuda_devices() -> list[str]:
 
 @dataclass(frozen=True)
 class ProcessResult:
-    """Whether a process worked, and the last thing that it said."""
+    """Whether a process worked, the last thing that it said, and what NCCL said of itself meanwhile."""
 
     worked: bool
     said: str
+    nccl: str = ""
 
 
 def run_python(code: str, *, timeout_s: float = _ALONE_S, **environment: str) -> ProcessResult:
@@ -103,7 +104,8 @@ def run_python(code: str, *, timeout_s: float = _ALONE_S, **environment: str) ->
 
 
 def check_all_reduce() -> Iterator[Finding]:
-    """Two processes and a real all_reduce over gloo, and over NCCL as many as there are GPUs, two at most."""
+    """Two processes and a real all_reduce over gloo, and over NCCL as many as there are GPUs, two at most; and by what NCCL would
+    reach other nodes."""
     fixes = {
         "gloo": "let processes of this machine reach each other (firewall, GLOO_SOCKET_IFNAME=lo), and its name in "
         "/etc/hosts",
@@ -115,19 +117,51 @@ def check_all_reduce() -> Iterator[Finding]:
             outcome = all_reduce(backend, ranks)
             said = f"all_reduce over {ranks} processes: {outcome.said}"
             yield judge(backend, outcome.worked, said, fixes[backend])
+            if outcome.nccl:
+                yield judge_transport(outcome.nccl, Path("/sys/class/infiniband"))
+
+
+def judge_transport(log: str, adapters: Path) -> Finding:
+    """Whether NCCL would go between nodes by RDMA or by TCP.
+
+    Args:
+        log: of NCCL at level INFO.
+        adapters: the folder in which Linux lists RDMA adapters.
+    """
+    chosen = re.findall(r"(?:Using network|Assigned NET plugin) (.+?)(?: to comm)?$", log, re.MULTILINE)
+    devices = re.findall(r"NET/\S+ ?: Using (.+)", log)
+    there = sorted(path.name for path in adapters.iterdir()) if adapters.is_dir() else []
+    if not chosen:
+        text = "NCCL doesn't say by what it would reach other nodes"
+        return Finding("transport", "warn", text, "run with NCCL_DEBUG=INFO, and look for NET/")
+    network = f"{chosen[-1]}{': ' + devices[-1].strip() if devices else ''}"
+    if chosen[-1] != "Socket":
+        return Finding("transport", "ok", f"NCCL would reach other nodes by RDMA ({network})")
+    text = f"NCCL would reach other nodes by TCP ({network})"
+    if not there:
+        return Finding("transport", "ok", f"{text}; there is no RDMA adapter here")
+    fix = (
+        "install libibverbs1 and ibverbs-providers, let a container have /dev/infiniband and IPC_LOCK, unset NCCL_IB_DISABLE; on "
+        "AWS put the folder of aws-ofi-nccl into LD_LIBRARY_PATH"
+    )
+    return Finding("transport", "warn", f"{text}, though there is {', '.join(there)}", fix)
 
 
 def all_reduce(backend: str, ranks: int, timeout_s: float = 120.0) -> ProcessResult:
     """The first rank that failed, or the last one's outcome."""
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(ranks) as pool:
+        log = Path(folder, "nccl.log")
+        told = {"NCCL_DEBUG": "INFO", "NCCL_DEBUG_SUBSYS": "INIT,NET", "NCCL_DEBUG_FILE": f"{log}.%p"}
 
         def run(rank: int) -> ProcessResult:
             call = f"add_up({backend!r}, {rank}, {ranks}, {os.path.join(folder, 'meeting')!r})"
             code = f"from {__name__} import add_up; {call}"
-            return run_python(code, timeout_s=timeout_s, OMP_NUM_THREADS="1")
+            return run_python(code, timeout_s=timeout_s, **told, OMP_NUM_THREADS="1")
 
         outcomes = list(pool.map(run, range(ranks)))
-    return next((outcome for outcome in outcomes if not outcome.worked), outcomes[-1])
+        said = "".join(file.read_text(errors="replace") for file in sorted(log.parent.glob(f"{log.name}.*")))
+    first = next((outcome for outcome in outcomes if not outcome.worked), outcomes[-1])
+    return replace(first, nccl=said)
 
 
 def add_up(backend: str, rank: int, ranks: int, meeting: str) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import netrc
 import os
 import re
 import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
@@ -25,6 +23,7 @@ from ultramed_rl.cli.communication import Finding, cuda_devices, judge
 from ultramed_rl.cli.program import FAILED, command
 from ultramed_rl.tracking.console import say, tell, tell_result
 from ultramed_rl.tracking.tracker import INSTALL
+from ultramed_rl.tracking.wandb_place import WandbPlace, find_wandb_key
 
 _PACKAGE = "ultramed_rl"
 _FAIL_GIB, _WARN_GIB = 2.0, 20.0
@@ -253,15 +252,21 @@ def check_wandb() -> Iterator[Finding]:
     if importlib.util.find_spec("wandb") is None:
         yield Finding("wandb", "warn", "not installed", "pip install wandb, or set tracking.wandb=disabled")
         return
-    mode = "offline: send it later by `wandb sync RUN/wandb/offline-run-*`"
-    login = None
-    with suppress(OSError, netrc.NetrcParseError):
-        login = netrc.netrc().authenticators("api.wandb.ai")
-    if os.environ.get("WANDB_API_KEY"):
-        mode = "online by WANDB_API_KEY"
-    elif login is not None:
-        mode += "; ~/.netrc has a key: tracking.wandb=online uses it"
-    yield Finding("wandb", "ok", f"{version('wandb')}, tracking.wandb=auto is {mode}")
+    from ultramed_rl.config.run import Tracking
+
+    key = find_wandb_key()
+    try:
+        place = WandbPlace.of(Tracking())
+    except ValueError as error:
+        yield Finding("wandb", "fail", str(error), "do as the line says")
+        return
+    how = {
+        "online": f"by {key}"
+        if key
+        else "by WANDB_MODE, without a key: run `wandb login`, or set WANDB_API_KEY",
+        "offline": "send it later by `wandb sync RUN/wandb/offline-run-*`",
+    }.get(place.mode, "by WANDB_MODE")
+    yield Finding("wandb", "ok", f"{version('wandb')}, tracking.wandb=auto is {place.mode}: {how}")
 
 
 def check_tensorboard() -> Iterator[Finding]:

@@ -103,6 +103,7 @@ def submit_command(
 def _announce(submission: Submission, config: Any) -> None:
     """Say what is sent: variables by their names alone."""
     from ultramed_rl.config.base import texts_of
+    from ultramed_rl.recipes.run import stages_of
 
     sent = sorted(submission.runtime_env.get("env_vars", {}))
     tell("submission", name=submission.name, command=list(submission.command), variables=sent)
@@ -112,6 +113,12 @@ def _announce(submission: Submission, config: Any) -> None:
     unsent = sorted(named - set(sent))
     if unsent:
         say(f"the config reads {', '.join(unsent)}: the nodes must have them, or send them with --env NAME")
+    modes = {getattr(getattr(stage, "tracking", None), "wandb", "") for _, stage in stages_of(config)}
+    if modes & {"auto", "online"} and not {"WANDB_API_KEY", "WANDB_MODE"} & set(sent):
+        say(
+            "no key of wandb is sent: unless the nodes have one the run is tracked offline; --env WANDB_API_KEY sends the "
+            "variable, and ~/.netrc stays here"
+        )
 
 
 def _send(submission: Submission, server: JobServer, wait: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -48,6 +48,14 @@ class Invocation:
 
         with checking():
             return read_document(self.config_path, self.overrides)
+
+    def of_trial(self) -> Invocation:
+        """In a wandb sweep, with the trial's id in the run's name: each trial is a run, and goes on with its own."""
+        from ultramed_rl.tracking.wandb_place import sweep_trial
+
+        if (trial := sweep_trial()) is None or not isinstance(run := self.read().data.get("run"), dict):
+            return self
+        return replace(self, overrides=[*self.overrides, f"run.name={run.get('name', 'trial')}-{trial}"])
 
     def again(self, name: str) -> str:
         """The command line that goes on with it, as a shell reads it."""
@@ -201,6 +209,7 @@ def show_data(document: Document, rows: int) -> None:
 
 def run_alone(invocation: Invocation, kind: str) -> None:
     """Check, then run one config of this kind, or say what would be done."""
+    invocation = invocation.of_trial()
     document = invocation.read()
     config = check_kind(document, kind)
     run_checked(config, invocation, document, command_of(config))

@@ -15,7 +15,19 @@ from ultramed_rl.config.benchmarks import RoundBenchmarks, room_rules
 from ultramed_rl.config.cluster import Cluster, EngineGroup, SamplingCluster
 from ultramed_rl.config.judge_models import POLICY, JudgeEngine, JudgeModel, own_engines
 from ultramed_rl.config.judges import REWARD, Evaluation, Likeness, benchmark_rules
-from ultramed_rl.config.limits import Address, Few, FewOrZero, Label, Name, Seconds, Seed, Tag, TermName
+from ultramed_rl.config.limits import (
+    Address,
+    Few,
+    FewOrZero,
+    Label,
+    Name,
+    Seconds,
+    Seed,
+    Tag,
+    TermName,
+    Unique,
+    Variable,
+)
 from ultramed_rl.config.models import LoRA, Model, ModelSettings, Reference
 from ultramed_rl.config.objectives import Objective
 from ultramed_rl.config.rewards import Reward
@@ -111,11 +123,24 @@ class Tracking(Section):
     """Where metrics, samples and what the run made are told besides `metrics.jsonl`, which is always written."""
 
     wandb: Literal["auto", "offline", "online", "disabled"] = key(
-        "auto", "auto: online when WANDB_API_KEY is set, offline otherwise"
+        "auto",
+        "auto: WANDB_MODE, else online where WANDB_API_KEY or ~/.netrc has a key, and offline elsewhere",
     )
-    project: Label = key("ultramed_rl", "the wandb project")
+    entity: Label | None = key(None, "the wandb team or user; null: WANDB_ENTITY, else the key's own")
+    project: Label | None = key(None, "the wandb project; null: WANDB_PROJECT, else ultramed_rl")
     group: Label | None = key(None, "the wandb group; null: none")
     tags: list[Tag] = key([], "the wandb run's tags")
+    system_metrics: bool = key(
+        False, "wandb also gets the use of GPUs, CPU, memory, disk and network of the driver's machine"
+    )
+    alert: Annotated[list[Literal["failure", "stall", "verdict"]], Unique] = key(
+        ["failure", "stall", "verdict"], "what wandb and the webhook are told of, besides metrics"
+    )
+    webhook_env: Variable | None = key(
+        None,
+        'environment variable that holds the address of a webhook: it gets {"text": ...} by POST, as Slack and Mattermost '
+        "take it",
+    )
     tensorboard: bool = key(False, "event files in RUN/tensorboard; needs the extra ultramed_rl[tensorboard]")
     sample_prompts: FewOrZero = key(4, "prompts of a round shown with all their completions and scores")
     upload_checkpoints: bool = key(False, "wandb gets checkpoints whole; false: their places and digests")

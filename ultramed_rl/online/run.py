@@ -125,12 +125,14 @@ def _run_rounds(
     if committed:
         progress.say(f"resuming after {committed} committed rounds, with policy {version}")
 
-    with RunWatcher(store.path, config.run.name, progress) as watcher:
+    with RunWatcher(store.path, config.run.name, progress, tracker) as watcher:
         workers.scheduler.watcher = watcher
         controller = Controller(config, store, workers, pool, tracker, watcher, benchmarks)
         rounds = controller.run(lambda row: progress.say(render_rounds([row])))
     tracker.log({f"peak_memory_{k}": v for k, v in workers.peak_memory().items()}, len(rounds), "round")
-    return conclude(store, rounds, progress)
+    result = conclude(store, rounds, progress)
+    tracker.judge(result.verdict, last=True)
+    return result
 
 
 def conclude(store: RunDirectory, rounds: list[Metrics], progress: Progress) -> RunResult:

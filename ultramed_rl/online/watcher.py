@@ -10,7 +10,7 @@ from typing import Self
 
 from ultramed_rl.cluster.metrics import RoleMetrics
 from ultramed_rl.scheduling.scheduler import Watcher
-from ultramed_rl.tracking import Progress
+from ultramed_rl.tracking import Progress, Tracker
 from ultramed_rl.tracking.heartbeat import note_waits
 from ultramed_rl.tracking.stall import RoleState, explain_wait
 from ultramed_rl.tracking.timeline import TIMELINE, RunningUtilisation, Span, Timeline
@@ -19,10 +19,10 @@ from ultramed_rl.tracking.timeline import TIMELINE, RunningUtilisation, Span, Ti
 class RunWatcher(Watcher):
     """Watches one run's scheduler. A context manager."""
 
-    def __init__(self, directory: Path, run: str, progress: Progress) -> None:
+    def __init__(self, directory: Path, run: str, progress: Progress, tracker: Tracker) -> None:
         self.timeline = Timeline(directory / TIMELINE)
         self.metrics = RoleMetrics(run)
-        self.progress = progress
+        self.progress, self.tracker = progress, tracker
         self.restarts: dict[str, int] = {}
         self._busy = RunningUtilisation(time.time())  # in the phase under way
 
@@ -58,6 +58,7 @@ class RunWatcher(Watcher):
         note_waits(explain_wait(states))
         if stalled is not None:
             self.progress.say(stalled)
+            self.tracker.alert("stall", stalled)
 
     def __enter__(self) -> Self:
         return self

@@ -38,11 +38,12 @@ from ultramed_rl.stages.loop import write_stage_card
 from ultramed_rl.store import StageDirectory
 from ultramed_rl.store.atomic import remove, write_json, write_whole
 from ultramed_rl.tracking import Progress
+from ultramed_rl.tracking.wandb_place import WandbPlace
 
 Flag = str | int | float | bool | list[str] | None
 _MODULES = {"sft": "train_sft", "reward": "train_rm", "preference": "train_dpo"}
 # Nothing of the machine or the code is collected.
-_NOT_COLLECTED = ("WANDB_DISABLE_CODE", "WANDB_DISABLE_GIT", "WANDB_X_DISABLE_META", "WANDB_X_DISABLE_STATS")
+_NOT_COLLECTED = ("WANDB_DISABLE_CODE", "WANDB_DISABLE_GIT", "WANDB_X_DISABLE_META")
 _RESTORED = {"use_cache": True, "output_router_logits": False}  # switched for training, and saved so
 # By the key whose value cannot be honoured: why, and what to do instead of engine=native.
 _WHY = {
@@ -227,24 +228,26 @@ def states_directory(output: Path) -> Path:
 
 def openrlhf_environment(config: StageConfig, output: Path) -> dict[str, str]:
     """The command's variables. The key of wandb isn't among them: it is in the environment that Ray was started in."""
-    tracking, cluster = config.tracking, config.cluster
-    auto = "online" if os.environ.get("WANDB_API_KEY") else "offline"
+    tracking, cluster, place = config.tracking, config.cluster, WandbPlace.of(config.tracking)
     # Both Ray and torchrun would set it to one, and optimizer offload computes on the CPU.
     threads = (cluster.cpus_per_node or os.cpu_count() or 1) // cluster.devices_per_node
     return {
         "OMP_NUM_THREADS": str(max(1, threads)),
         "TOKENIZERS_PARALLELISM": "false",
-        "WANDB_MODE": auto if tracking.wandb == "auto" else tracking.wandb,
+        "WANDB_MODE": place.mode,
+        **({"WANDB_ENTITY": place.entity} if place.entity else {}),
         "WANDB_DIR": str(output.parent),
         "WANDB_TAGS": ",".join(tracking.tags),
         **dict.fromkeys(_NOT_COLLECTED, "true"),
+        "WANDB_X_DISABLE_STATS": "false" if tracking.system_metrics else "true",
         "WANDB_CONSOLE": "off",
     }
 
 
 def _training_flags(config: StageConfig) -> dict[str, Flag]:
     training, tracking, lora = config.training, config.tracking, config.model.lora
-    told, source = tracking.wandb != "disabled", resolve_model(config.model.path)
+    place, source = WandbPlace.of(tracking), resolve_model(config.model.path)
+    told = place.mode != "disabled"
     # As many samples as fit when each is as long as may be; a pair's two answers are computed apart, each with the prompt.
     fit = training.micro_batch_tokens // (config.model.max_length * (1 if config.type == "sft" else 2))
     share = training.batch_size // config.cluster.trainer.ranks  # DeepSpeed wants whole passes
@@ -275,7 +278,7 @@ def _training_flags(config: StageConfig) -> dict[str, Flag]:
         "eval.steps": training.evaluate_every,
         # A key turns wandb on, but the environment's comes first: the real one stays there.
         "logger.wandb.key": "in-the-environment-as-WANDB_API_KEY" if told else None,
-        "logger.wandb.project": tracking.project if told else None,
+        "logger.wandb.project": place.project if told else None,
         "logger.wandb.group": tracking.group if told else None,
         "logger.wandb.run_name": config.run.name if told else None,
     }

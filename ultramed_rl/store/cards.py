@@ -37,8 +37,7 @@ from ultramed_rl.store.work_directory import RoundRecord, RunDirectory
 ModelConfig = SftConfig | RewardConfig | PreferenceConfig | RunConfig
 DataSetConfig = DataConfig | ContrastsConfig | RunConfig
 Role = Literal["policy", "reward_model", "reference"]
-CARD = "README.md"
-OWN_ENGINES = "own engines"
+CARD, OWN_ENGINES = "README.md", "own engines"
 # Sections of a config that decide on the weights; data is told by its inputs.
 _WEIGHTS = (
     *("model", "policy", "reference", "objective", "training", "trainable_layers"),
@@ -170,9 +169,10 @@ def data_card(
         counts: what became of the rows.
         made: what the run itself made, that went in.
     """
-    models, sections = _models(config), config.to_mapping()
-    step, wanted, sets = None, [*_SAMPLED], Counter[str]()
-    files, earlier = {"train": "pairs.parquet"}, list[EarlierStep]()
+    models, sections, step = _models(config), config.to_mapping(), None
+    wanted, sets = [*_SAMPLED], Counter[str]()
+    pairs = "pairs.parquet/*.parquet" if (folder / "pairs.parquet").is_dir() else "pairs.parquet"
+    files, earlier = {"train": pairs}, list[EarlierStep]()
     if isinstance(config, DataConfig):
         step, wanted, earlier = config.step, ["step", "limit"], earlier_steps(config.input)
         known = {"rows.jsonl": "test" if step.type == "bench" else "train", **_SPLITS}

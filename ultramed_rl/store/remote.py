@@ -137,8 +137,11 @@ class RemoteCopy:
     """Keeps a run's copy at a URL: take it, pull what is there, start to publish, close. The folder's lock is the caller's.
     An upload that fails is tried again, then once more with every publication, and warned about; it never stops the run."""
 
-    def __init__(self, url: str, folder: Path, every_s: float) -> None:
+    def __init__(self, url: str, folder: Path, every_s: float, *, waits: bool = False) -> None:
         """Take the URL's lease.
+
+        Args:
+            waits: until the lease of a process that seems dead runs out.
 
         Raises:
             ValueError: another process publishes there, or nothing can open such a URL.
@@ -154,7 +157,7 @@ class RemoteCopy:
         self._thread: threading.Thread | None = None
         self._uploaded: dict[tuple[str, Version], str] = {}  # keys, of a publication that came to nothing
         with self.remote.reached():
-            self.lease = Lease(self.remote, self.copy, every_s)
+            self.lease = Lease(self.remote, self.copy, every_s, waits=waits)
             try:
                 self.index, self._keys = self._read_url()
             except BaseException:

@@ -8,6 +8,7 @@ import secrets
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -26,10 +27,16 @@ WRITER = "writer.json"
 LONGEST_WAIT_S = 20.0  # before what failed is tried again
 _ATTEMPTS = 5
 _MISSED = 3  # renewals that a living owner of a lease may miss
+_LOOK_S = 5.0  # between two looks at a lease that is waited for
 # Where an upload is seen only when it is complete; elsewhere a file gets its name by a move.
 _OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss"})
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
-_HOPELESS = (FileNotFoundError, FileExistsError, PermissionError, NotImplementedError)
+_NO_SUCH_MODE = (
+    NotImplementedError,
+    TypeError,
+    ValueError,
+)  # of a store that cannot create without replacing
+_HOPELESS = (FileNotFoundError, FileExistsError, PermissionError, *_NO_SUCH_MODE)
 
 
 def _retried(method: Callable[P, T]) -> Callable[P, T]:
@@ -120,13 +127,8 @@ class RemoteFolder:
         """
         content, path = json.dumps(payload, indent=1).encode() + b"\n", self._path(name)
         if create:
-            self._make_parent(path)
-            try:
-                return self.files.pipe_file(path, content, mode="create")
-            except FileExistsError:
-                raise
-            except Exception:  # not every store has this mode
-                pass
+            with suppress(*_NO_SUCH_MODE):
+                return self._create(path, content)
         self._put(lambda target: self.files.pipe_file(target, content), path)
 
     def put(self, source: Path, name: str) -> None:
@@ -154,6 +156,11 @@ class RemoteFolder:
             with suppress(Exception):  # the first that isn't empty
                 for folder in PurePosixPath(name).parents[:-1]:
                     self.files.rmdir(self._path(str(folder)))
+
+    @_retried
+    def _create(self, path: str, content: bytes) -> None:
+        self._make_parent(path)
+        self.files.pipe_file(path, content, mode="create")
 
     @_retried
     def _put(self, write: Callable[[str], Any], path: str) -> None:
@@ -201,20 +208,23 @@ class Writer:
     released: bool = False
 
     @property
-    def ended(self) -> bool:
-        """Whether it has given the lease back, or missed so many renewals that it is gone."""
-        return self.released or time.time() - self.renewed >= _MISSED * self.every_s
+    def left_s(self) -> float:
+        """Seconds until it counts as gone: none where it has given the lease back, or has missed too many renewals."""
+        return 0.0 if self.released else max(0.0, self.renewed + _MISSED * self.every_s - time.time())
 
 
 class Lease:
     """The right to write at one URL: whoever creates `writer.json` has it, until it misses three renewals. A thread of its own
     renews it, since an upload may take long."""
 
-    def __init__(self, remote: RemoteFolder, copy: str, every_s: float) -> None:
+    def __init__(self, remote: RemoteFolder, copy: str, every_s: float, *, waits: bool = False) -> None:
         """Take it. The caller holds the lock of the folder `copy`: an earlier process of that folder is gone.
 
+        Args:
+            waits: for the lease of a process that seems dead to run out.
+
         Raises:
-            ValueError: another process has it.
+            ValueError: another process has it, and renews it where this one waits.
         """
         now, host = time.time(), socket.gethostname()
         self.remote, self.every_s = remote, every_s
@@ -222,8 +232,10 @@ class Lease:
         self.lost: LostLease | None = None
         before = remote.read_json(WRITER, Writer)
         if before is not None:
-            if not before.ended and (before.copy, before.host) != (copy, host):
-                raise self._refusal(before)
+            if before.left_s and (before.copy, before.host) != (copy, host):
+                if not waits:
+                    raise self._refusal(before)
+                self._wait_for_end(before)
             remote.delete(WRITER)
         with suppress(FileExistsError):
             remote.write_json(WRITER, asdict(self.mine), create=True)
@@ -268,10 +280,24 @@ class Lease:
             except Exception:  # an outage: the lease may run out, and still be ours after it
                 continue
 
+    def _wait_for_end(self, other: Writer) -> None:
+        """Until its lease has run out. Raises ValueError where it is renewed meanwhile, or taken by somebody else."""
+        warnings.warn(
+            f"{self.remote.url}: process {other.pid} on {other.host} published this run and has not given it back; "
+            f"waiting {other.left_s:.0f} s for a sign of life before this one takes over",
+            stacklevel=2,
+        )
+        while other.left_s:
+            time.sleep(min(_LOOK_S, other.left_s))
+            now = self.remote.read_json(WRITER, Writer)
+            if now is None or now.released:
+                return
+            if now != other:
+                raise self._refusal(now)
+
     def _refusal(self, other: Writer) -> ValueError:
-        left = max(0.0, other.renewed + _MISSED * other.every_s - time.time())
         return ValueError(
             f"{self.remote.url}: another process is publishing this run (process {other.pid} on {other.host}, since "
-            f"{time.strftime('%Y-%m-%d %H:%M', time.gmtime(other.began))} UTC); stop it, or wait {left:.0f} s if it "
-            "is dead"
+            f"{time.strftime('%Y-%m-%d %H:%M', time.gmtime(other.began))} UTC); stop it, or wait {other.left_s:.0f} s if "
+            "it is dead"
         )

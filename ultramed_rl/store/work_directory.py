@@ -101,7 +101,8 @@ class WorkDirectory:
         """Check against an earlier start, clear what a killed run left, keep inputs and config. Holds the lock."""
         saved = self.path / "config.yaml"
         if self.config.run.url is not None:
-            self._remote = RemoteCopy(self.config.run.url, self.path, self.config.run.publish_every_s)
+            pace = self.config.run.publish_every_s
+            self._remote = RemoteCopy(self.config.run.url, self.path, pace, waits=resume)
             self._remote.take_up(lambda saved: self._check_saved(saved, resume))
         if saved.is_file():
             self._check_saved(saved, resume)

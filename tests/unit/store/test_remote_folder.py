@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import os
 import re
@@ -12,8 +12,10 @@ import sys
 import textwrap
 import time
 import warnings
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +28,7 @@ from tests.staged import (
     there,
 )
 from ultramed_rl.config import ConfigError
-from ultramed_rl.store import RunDirectory
+from ultramed_rl.store import RunDirectory, remote_folder
 from ultramed_rl.store.remote import (
     RemoteCopy,
 )
@@ -40,7 +42,7 @@ def test_a_second_writer_is_refused_by_name_until_the_first_has_ended(tmp_path: 
         with pytest.raises(
             ValueError, match=rf"^{URL}: .*\b{os.getpid()} .*{socket.gethostname()}"
         ) as refused:
-            RunDirectory.open(config(tmp_path, "b"), resume=True)
+            RunDirectory.open(config(tmp_path, "b"), resume=False)
         assert "\n" not in str(refused.value)
     with RunDirectory.open(config(tmp_path, "b"), resume=True):
         pass
@@ -58,6 +60,57 @@ def test_a_lease_lasts_three_renewals(age_s: float, released: bool, refused: boo
             Lease(at_url, "ours", 10.0)
     else:
         Lease(at_url, "ours", 10.0).release()
+
+
+class Clock:
+    """In the place of `time`: a sleep is over at once, and something happens in it."""
+
+    strftime, gmtime = staticmethod(time.strftime), staticmethod(time.gmtime)
+
+    def __init__(self, meanwhile: Callable[[float], None]) -> None:
+        self.now, self.began, self.meanwhile = 1e9, 1e9, meanwhile
+
+    def time(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.meanwhile(self.now - self.began)
+
+
+@pytest.mark.parametrize(
+    ("changes", "refused_after_s", "taken_after_s"),
+    [
+        ({}, None, 20),
+        ({"renewed": 1e9 + 7}, 10, None),
+        ({"token": "another's"}, 10, None),
+        ({"released": True}, None, 10),
+    ],
+    ids=["nobody renews it", "it is renewed", "another takes it", "it is given back"],
+)
+def test_who_resumes_waits_for_a_lease_that_was_not_given_back(
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    refused_after_s: float | None,
+    taken_after_s: float | None,
+) -> None:
+    """Renewed 10 s ago, every 10 s: it has 20 s left. What happens, happens 7 s later."""
+    at_url, before = RemoteFolder(URL), owner(renewed=1e9 - 10)
+
+    def meanwhile(passed: float) -> None:
+        if changes and passed >= 7:
+            at_url.write_json(WRITER, asdict(replace(before, **changes)))
+
+    clock = Clock(meanwhile)
+    monkeypatch.setattr(remote_folder, "time", clock)
+    at_url.write_json(WRITER, asdict(before))
+    with pytest.warns(UserWarning, match=rf"^{URL}: .*\b17 on other .* 20 s"):
+        if refused_after_s is None:
+            Lease(at_url, "ours", 10.0, waits=True).release()
+        else:
+            with pytest.raises(ValueError, match=rf"^{URL}: .*\b17 on other\b"):
+                Lease(at_url, "ours", 10.0, waits=True)
+    assert clock.now - clock.began == pytest.approx(taken_after_s or refused_after_s)
 
 
 def test_the_lease_of_a_process_of_the_same_folder_that_is_gone_is_free_at_once(tmp_path: Path) -> None:
@@ -222,10 +275,12 @@ def test_a_store_that_cannot_be_reached_stops_a_run_before_it_starts_in_one_line
         ("nosuch://bucket/runs", "s3://.*gs://"),
     ],
 )
-def test_a_url_that_nothing_opens_is_refused_with_the_fix(tmp_path: Path, directory: str, named: str) -> None:
-    package = {"s3": "s3fs", "gs": "gcsfs"}.get(directory.partition(":")[0])
-    if package and importlib.util.find_spec(package):
-        pytest.skip(f"{package} is installed")
+def test_a_url_that_nothing_opens_is_refused_with_the_fix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, directory: str, named: str
+) -> None:
+    for scheme, package in {"s3": "s3fs", "gs": "gcsfs"}.items():  # as if they weren't installed
+        importlib.import_module("fsspec.registry")._registry.pop(scheme, None)
+        monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ValueError, match=f"^{directory}.*{named}") as refused:
         RemoteFolder(directory)
     assert "\n" not in str(refused.value)
