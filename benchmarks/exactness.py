@@ -14,6 +14,7 @@ import torch
 
 from ultramed_rl.learning.packing import AnswerGroup, pack_groups
 from ultramed_rl.models.attention import SEGMENTS, register_segment_attention
+from ultramed_rl.models.kernels import fuse_layers
 from ultramed_rl.models.load import PolicyModel
 
 WIDTHS: dict[str, Any] = {
@@ -81,11 +82,12 @@ def compare(
     eager, packed = made("eager", precision), made(SEGMENTS, precision)
     for model in (eager, packed):
         model.load_state_dict(truth.state_dict())
+    fuse_layers(packed)
     expected = _learn(truth, torch.cat(list(_separate(truth, groups))))
     plain = _learn(eager, torch.cat(list(_separate(eager, groups))))
     found = _learn(packed, PolicyModel(packed)(pack_groups(groups, device)))
     return {
-        name: Distance(_share(ours, known), _share(theirs, known))
+        name: Distance(share_apart(ours, known), share_apart(theirs, known))
         for name, known, theirs, ours in zip(("logprobs", "gradients"), expected, plain, found, strict=True)
     }
 
@@ -108,6 +110,7 @@ def _learn(model: Any, logprobs: torch.Tensor) -> Iterator[torch.Tensor]:
     yield torch.cat([p.grad.float().flatten() for _, p in sorted(model.named_parameters())])
 
 
-def _share(found: torch.Tensor, truth: torch.Tensor) -> float:
+def share_apart(found: torch.Tensor, truth: torch.Tensor) -> float:
+    """How far a result is from the truth, of the truth's norm."""
     norm = torch.linalg.vector_norm
     return float(norm(found.double() - truth.double()) / norm(truth.double()))

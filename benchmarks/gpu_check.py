@@ -37,9 +37,11 @@ class Part:
 
 _MFU = "MFU of others: open-instruct 0.2248 at 5,282 tokens/s/GPU (OLMo-2-7B, 16 H100, packed DPO at 16k); torchtitan 0.33-0.39"
 _SYNC = "verl: 7B in 3.9-4.9 s, 72B in 12-13 s"
-_VLLM, _RAY, _DEEPSPEED = "vllm", "ray", "deepspeed"
+_VLLM, _RAY, _DEEPSPEED, _LIGER = "vllm", "ray", "deepspeed", "liger-kernel"
 PARTS: dict[str, Part] = {
-    "exactness": Part(("exact",)),
+    "exactness": Part(("exact", "torch")),
+    "exactness liger": Part(("exact", "liger"), packages=(_LIGER,)),
+    "attention 8B": Part(("attention", "8B"), 1.0),
     "step 8B lora": Part(("step", "8B", {"adapters": True}), 2.0, ("peft",), beside=_MFU),
     "step 1.5B": Part(("step", "1.5B", {"adapters": False}), beside=_MFU),
     "step 0.5B": Part(("step", "0.5B", {"adapters": False}), beside=_MFU),
@@ -67,7 +69,8 @@ def look() -> Result:
     from importlib.metadata import PackageNotFoundError, version
 
     found: Result = {"versions": {}, "gpus": []}
-    for package in ("torch", "transformers", "pydantic", "peft", _VLLM, _RAY, _DEEPSPEED, "flash-attn"):
+    packages = ("torch", "transformers", "pydantic", "peft", _VLLM, _RAY, _DEEPSPEED, _LIGER, "flash-attn")
+    for package in packages:
         try:
             found["versions"][package] = version(package)
         except PackageNotFoundError:
@@ -154,7 +157,8 @@ def rows(name: str, result: Result) -> Iterator[str]:
         yield f"{name:24} " + "; ".join(f"{how}: {why}" for how, why in result.items())
         return
     for figure, value in result["figures"].items():
-        yield f"{name:24} {figure:36} {value:>12,.4g}"
+        shown = value if isinstance(value, str) else f"{value:,.4g}"
+        yield f"{name:24} {figure:36} {shown:>13}"
     if beside := PARTS[name].beside:
         yield f"{'':24} beside it: {beside}"
 

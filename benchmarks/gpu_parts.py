@@ -19,24 +19,31 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
-from benchmarks.exactness import FAMILIES, compare
+from benchmarks.exactness import FAMILIES, compare, share_apart
 from benchmarks.plain_rank import plain_rank
 from ultramed_rl.actors.scorer import ReferenceWorker
 from ultramed_rl.actors.tasks import PreferenceTask
 from ultramed_rl.actors.trainer import TrainWorker
 from ultramed_rl.actors.work import TrainingPlace
 from ultramed_rl.cluster.memory import GIB, training_bytes
-from ultramed_rl.config.cluster import TrainerGroup
+from ultramed_rl.config.cluster import ATTENTION, KERNELS, Devices, TrainerGroup
 from ultramed_rl.config.models import Architecture, LoRA, Model
 from ultramed_rl.config.objectives import DPO
 from ultramed_rl.config.rounds import Training
-from ultramed_rl.learning.packing import AnswerGroup
+from ultramed_rl.learning.costs import ModelShape, forward_flops
+from ultramed_rl.learning.packing import AnswerGroup, pack_groups
 from ultramed_rl.learning.preference_data import PreferenceSet
-from ultramed_rl.models.attention import SEGMENTS, register_segment_attention
+from ultramed_rl.models.attention import (
+    SEGMENTS,
+    AttentionInputs,
+    SegmentLayout,
+    register_segment_attention,
+)
+from ultramed_rl.models.kernels import check_kernels, kernel_attention
 from ultramed_rl.models.load import PolicyModel
 from ultramed_rl.models.lora import attach_lora
 from ultramed_rl.records import Completion, PreferenceGroup, Prompt, ReferenceLogprobs
@@ -200,14 +207,56 @@ def planned(shape: Shape, lora: LoRA | None) -> int:
 # -- parts: torch and transformers alone -----------------------------------------------------------------------
 
 
-def exact(seconds: float) -> Figures:
-    """Packed varlen attention against eager, logprobs and gradients; raises where it is more than rounding."""
+def exact(kernels: str, seconds: float) -> Figures:
+    """Packed varlen attention, and these `cluster.kernels`, against eager: logprobs and gradients; raises where it is more than
+    rounding."""
     figures: Figures = {}
+    os.environ[KERNELS] = kernels
     for name, (kind, changes) in FAMILIES.items():
         for what, distance in compare(kind, changes, "cuda", torch.bfloat16).items():
             figures[f"{name}: {what}, packed"] = distance.packed
             figures[f"{name}: {what}, eager"] = distance.eager
             assert distance.is_rounding, f"{name}: {what} of packed rows are {distance}"
+    return figures
+
+
+def attention(size: str, seconds: float, device: str = "cuda", shapes: dict[str, Shape] = SHAPES) -> Figures:
+    """A layer's packed attention, forwards and backwards, by each kernel of `cluster.attention` that is installed."""
+    shape, architecture = shapes[size], shapes[size].architecture
+    groups = [AnswerGroup.of(g) for g in pairs_of(shape, shape.pack // (shape.prompt + 2 * shape.answer))]
+    batch, heads = pack_groups(groups), architecture.num_attention_heads
+    layout, width = SegmentLayout(batch.segments), shape.widths["hidden_size"] // heads
+    query, key, value = (
+        torch.randn(1, n, batch.tokens, width, device=device, dtype=torch.bfloat16, requires_grad=True)
+        for n in (heads, *[architecture.num_key_value_heads] * 2)
+    )
+    upstream = torch.randn(1, batch.tokens, heads, width, device=device, dtype=torch.bfloat16)
+    one_layer = ModelShape(body=0, hidden=0, vocab=0, attention_width=heads * width, layers=1)
+    work = 3.5 * forward_flops(one_layer, batch, 0)  # as it is counted in arXiv 2307.08691, section 4.1
+
+    def attend() -> tuple[torch.Tensor, ...]:
+        output = kernel_attention(AttentionInputs(query, key, value, layout))
+        return (output, *torch.autograd.grad(output, (query, key, value), upstream))
+
+    figures, rates, plain = Figures(), dict[str, float](), None
+    for kernel in get_args(Devices.model_fields["attention"].annotation):
+        os.environ[ATTENTION] = kernel
+        try:
+            check_kernels()
+        except ValueError:
+            figures[kernel] = "not installed"
+            continue
+        found = attend()  # what is done once isn't counted
+        plain = plain or found
+        apart = max(share_apart(ours, theirs) for ours, theirs in zip(found, plain, strict=True))
+        assert apart < 0.02, f"{kernel} is {apart:.3f} from torch's"
+        until, taken = time.monotonic() + seconds / 3, [_seconds(attend) for _ in range(3)]
+        while time.monotonic() < until and len(taken) < 100:
+            taken.append(_seconds(attend))
+        rates[kernel] = figures[f"{kernel}, TFLOP/s"] = work / statistics.median(taken) / 1e12
+    fastest = max(rates, key=rates.__getitem__)
+    if len(rates) > 1:
+        figures[f"fastest: cluster.attention={fastest}, times torch"] = rates[fastest] / rates["torch"]
     return figures
 
 
@@ -295,10 +344,11 @@ def rollout(size: str, seconds: float) -> Figures:
 
 
 def _seconds(act: Any) -> float:
-    torch.cuda.synchronize()
+    finish = torch.cuda.synchronize if torch.cuda.is_available() else (lambda: None)
+    finish()
     started = time.perf_counter()
     act()
-    torch.cuda.synchronize()
+    finish()
     return time.perf_counter() - started
 
 
@@ -321,8 +371,6 @@ def sync(layout: str, size: str, seconds: float) -> Figures:
 
 def two_ranks(size: str, seconds: float, **group: Any) -> Figures:
     """The preference step of two DeepSpeed ranks with this `cluster.policy`; the figures of the first."""
-    if unknown := group.keys() - TrainerGroup.model_fields.keys():
-        raise Skip(f"this version has no cluster.policy.{', '.join(sorted(unknown))}")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = ("127.0.0.1", probe.getsockname()[1])

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -15,8 +16,10 @@ import torch
 from benchmarks import gpu_check, gpu_parts
 from benchmarks.exactness import FAMILIES, Distance, compare
 from benchmarks.gpu_check import PARTS, run, why_not
-from benchmarks.gpu_parts import SHAPES, planned, score, train
+from benchmarks.gpu_parts import SHAPES, attention, planned, score, train
 from tests.benchmarks.shapes import TINY
+from tests.unit.models.test_kernels import torch_varlen, varlen
+from ultramed_rl.config.cluster import ATTENTION
 from ultramed_rl.config.models import LoRA
 from ultramed_rl.learning.packing import AnswerGroup
 
@@ -99,6 +102,29 @@ def test_the_step_and_the_scoring_of_a_check(lora: LoRA | None) -> None:
     figures = train(TINY, "cpu", 0.0, lora=lora, most=4)
     assert figures["steps"] >= 1 and figures["tokens/s"] > 0 and figures["MFU"] > 0
     assert score("tiny", 0.0, "cpu", {"tiny": TINY})["tokens/s"] > 0
+
+
+def test_the_attention_part_times_what_is_installed_and_holds_it_to_torchs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def install(factor: float) -> None:
+        fake = ModuleType("flash_attn")
+        vars(fake)["flash_attn_varlen_func"] = lambda *given, **how: factor * varlen(*given, **how)
+        monkeypatch.setitem(sys.modules, "flash_attn", fake)
+
+    monkeypatch.setenv(ATTENTION, "torch")  # which is put back
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", torch_varlen)
+    alone = attention("tiny", 0.0, "cpu", {"tiny": TINY})
+    assert alone.keys() == {"torch, TFLOP/s", "flash_attn", "flash_attn_3"}
+    assert float(alone["torch, TFLOP/s"]) > 0 and alone["flash_attn"] == "not installed"
+    install(1.0)
+    both = attention("tiny", 0.0, "cpu", {"tiny": TINY})
+    assert float(both["flash_attn, TFLOP/s"]) > 0 and both["flash_attn_3"] == "not installed"
+    (fastest,) = (value for name, value in both.items() if name.startswith("fastest: cluster.attention="))
+    assert float(fastest) >= 1.0
+    install(1.1)
+    with pytest.raises(AssertionError, match=r"flash_attn is 0\.1"):
+        attention("tiny", 0.0, "cpu", {"tiny": TINY})
 
 
 def test_the_plans_of_the_shapes() -> None:

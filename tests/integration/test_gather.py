@@ -1,29 +1,62 @@
-"""Weights that ZeRO-3 has split over ranks are made whole a layer at a time, by one collective."""
+"""Weights that ZeRO-3 splits over ranks as they are read are the file's, and made whole a layer at a time, by one collective."""
 
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from tests.tiny import make_model
 from ultramed_rl.models.load import load_policy
 
-KINDS = {"plain": "llama", "lora": "llama", "experts": "qwen3_moe"}
+# Modules with several weights of their own: a bias beside a matrix, experts' matrices side by side.
+KINDS = {
+    **{"plain": "llama", "lora": "llama"},
+    **{kind: kind for kind in ("qwen2", "qwen3_moe", "mixtral", "gpt_oss", "deepseek_v3")},
+}
+
+
+class Late:
+    """A collective that ends when it is waited for; one that nobody waits for ends later, as gloo's threads may end it."""
+
+    pending: ClassVar[list[Late]] = []
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        self.act = act
+        self.pending.append(self)
+
+    def wait(self) -> None:
+        if self in self.pending:
+            self.pending.remove(self)
+            self.act()
+
+    @classmethod
+    def end_all(cls) -> None:
+        """The others, as a rank begins something else."""
+        while cls.pending:
+            cls.pending[0].wait()
 
 
 def rank_of_two(rank: int, port: int, paths: dict[str, str], folder: str) -> None:
     """Each model's weights as this rank sees them, and how often ranks gathered."""
     calls: list[Any] = []
-    gather = torch.distributed.all_gather_into_tensor
+    gather, broadcast = torch.distributed.all_gather_into_tensor, torch.distributed.broadcast
 
-    def counted(*arguments: Any, **named: Any) -> Any:
+    def late_gather(*arguments: Any, async_op: bool = False, **named: Any) -> Any:
         calls.append(arguments)
+        if async_op:
+            return Late(lambda: gather(*arguments, **named))
         return gather(*arguments, **named)
 
-    torch.distributed.all_gather_into_tensor = counted  # before DeepSpeed takes it
+    def later_broadcast(*arguments: Any, **named: Any) -> Any:
+        Late.end_all()
+        return broadcast(*arguments, **named)
+
+    # Before DeepSpeed takes them.
+    torch.distributed.all_gather_into_tensor, torch.distributed.broadcast = late_gather, later_broadcast
     from ultramed_rl.actors import engine as engines
     from ultramed_rl.actors.deepspeed_setup import EngineSpec, deepspeed_config, join_ranks, loading_context
     from ultramed_rl.config.cluster import TrainerGroup
@@ -66,7 +99,7 @@ def test_a_layers_weights_are_gathered_at_once(tmp_path: Path) -> None:
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for name, path in paths.items():
             weights, gathers, status = found[name]
-            plain = dict(load_policy(path, "float32").lm.named_parameters())
+            plain = load_policy(path, "float32").lm.state_dict()
             assert gathers == 2 + 2, name
             assert status == {"NOT_AVAILABLE"}, "weights stay split"
             assert weights.keys() == plain.keys()

@@ -8,21 +8,29 @@ from pathlib import Path
 import pytest
 
 from tests.integration.test_scoring import groups
+from tests.tiny import make_model
 from ultramed_rl.actors.scorer import ReferenceWorker, RewardWorker, Scorer
 from ultramed_rl.config.cluster import ReplicaGroup
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-@pytest.mark.parametrize(("kind", "worker"), [("policy", ReferenceWorker), ("reward", RewardWorker)])
-def test_sharded_replicas_equal_a_whole_one(tiny_root: Path, kind: str, worker: type[Scorer]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "worker"), [("policy", ReferenceWorker), ("reward", RewardWorker), ("gpt_oss", ReferenceWorker)]
+)
+def test_sharded_replicas_equal_a_whole_one(
+    tiny_root: Path, tmp_path: Path, kind: str, worker: type[Scorer]
+) -> None:
     import ray
 
     from ultramed_rl.cluster.connection import start_private_ray
     from ultramed_rl.cluster.group import WorkerGroup
 
+    path = str(tiny_root / kind)
+    if kind == "gpt_oss":  # biases, sinks and experts
+        path = str(make_model(tmp_path, kind, max_position_embeddings=512))
     whole = worker(0, "cpu", "float32", 200)
-    whole.load(str(tiny_root / kind))  # type: ignore[attr-defined]
+    whole.load(path)  # type: ignore[attr-defined]
     expected = {(g, a): x for batch in whole.score(groups()) for g, a, x in batch}
 
     if not ray.is_initialized():
@@ -32,7 +40,7 @@ def test_sharded_replicas_equal_a_whole_one(tiny_root: Path, kind: str, worker: 
     two = ReplicaGroup(replicas=2, shard=True)
     group = WorkerGroup(kind, lambda r: remote.remote(r, "cpu", "float32", 200, two), 2, takes_turns=False)
     group.call(worker.join, group.actors[0].rendezvous.remote())
-    group.call(worker.load, str(tiny_root / kind))  # type: ignore[attr-defined]
+    group.call(worker.load, path)  # type: ignore[attr-defined]
     # Unequal shards: the second rank must make empty passes while the first still gathers.
     shards = [groups()[:7], groups()[7:]]
     found = {

@@ -198,6 +198,25 @@ def test_ranks_stages_and_packing_agree(workers: Ranks, tiny_root: Path, tmp_pat
         check_trained_alike(load_file(out / "model.safetensors"), expected, name)
 
 
+@pytest.mark.parametrize("kind", ["qwen3_moe", "mixtral", "gpt_oss", "deepseek_v3"])
+def test_split_experts_learn_as_whole_ones(workers: Ranks, tmp_path: Path, kind: str) -> None:
+    """Ranks whose tokens choose other experts stay in step."""
+    from safetensors.torch import load_file
+
+    policy = make_model(tmp_path / "policy", kind, max_position_embeddings=512)
+    folders, layouts = [tmp_path / "plain", tmp_path / "split"], [Layout(), Layout(2, 3, 160)]
+    plain, split = (
+        train(workers, policy, folder, DPO(), layout, make_groups())
+        for folder, layout in zip(folders, layouts, strict=True)
+    )
+    assert len(plain) == len(split) == 4
+    for ours, theirs in zip(split, plain, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
+    found, expected = (load_file(folder / "model.safetensors") for folder in reversed(folders))
+    check_trained_alike(found, expected, kind)
+
+
 @pytest.mark.slow
 def test_every_layout_that_the_config_allows_takes_the_same_two_steps(workers: Ranks, tmp_path: Path) -> None:
     """ZeRO stage, precision, the optimizer on the host, adapters, packed or padded rows: each with each."""

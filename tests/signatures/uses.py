@@ -15,22 +15,27 @@ _LLM, _ENGINE = "vllm.entrypoints.llm.LLM", "vllm.v1.engine.llm_engine.LLMEngine
 _DEEPSPEED = "deepspeed.runtime.engine.DeepSpeedEngine"
 # Of what kind an expression of a file is, where syntax can't tell.
 Kinds = dict[str, str | tuple[str, ...]]  # several: any of them may be called, and all must fit
+_BACKEND: Kinds = {
+    "backend": _DEEPSPEED,
+    "self.backend": _DEEPSPEED,
+    "self.backend.optimizer": "deepspeed_optimizer",
+    "optimizer": "deepspeed_optimizer",
+}
+_ENGINES: Kinds = {
+    "self.llm": _LLM,
+    "llm": _LLM,
+    "self.llm.llm_engine": _ENGINE,
+    "engine": _ENGINE,
+    "output": "vllm.outputs.RequestOutput",
+    "answer": "vllm.outputs.CompletionOutput",
+    "entry": "vllm.logprobs.Logprob",
+}
 KINDS: dict[str, Kinds] = {
-    "actors/rollout.py": {
-        "self.llm": _LLM,
-        "llm": _LLM,
-        "self.llm.llm_engine": _ENGINE,
-        "engine": _ENGINE,
-        "output": "vllm.outputs.RequestOutput",
-        "answer": "vllm.outputs.CompletionOutput",
-        "entry": "vllm.logprobs.Logprob",
-    },
+    "actors/rollout.py": _ENGINES,
+    "actors/options.py": _ENGINES,
     "actors/weight_sync.py": {"chunk": "vllm.distributed.weight_transfer.packed_tensor.PackedIpcChunk"},
-    "actors/engine.py": {
-        "self.backend": _DEEPSPEED,
-        "self.backend.optimizer": "deepspeed_optimizer",
-        "optimizer": "deepspeed_optimizer",
-    },
+    "actors/engine.py": _BACKEND,
+    "actors/engine_state.py": _BACKEND,
     "actors/deepspeed_setup.py": {"backend": _DEEPSPEED},
     "models/kernels.py": {"import_module(FLASH[kernel])": ("flash_attn", "flash_attn_interface")},
     "actors/shared_memory.py": {

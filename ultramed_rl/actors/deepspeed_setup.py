@@ -50,12 +50,18 @@ def join_ranks(rank: int, world_size: int, address: str, port: int, device: str)
         RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK="0", MASTER_ADDR=address, MASTER_PORT=str(port)
     )
     import deepspeed
+    from deepspeed.runtime.zero.partition_parameters import Init
 
     # On CPU DeepSpeed would compile a shared-memory all-reduce first: a minute, and a compiler on the machine.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if device == "cuda" else "gloo"
     if device == "cuda":
         torch.cuda.set_device(0)
+    else:
+        # Of a module's gathers at loading DeepSpeed 0.19.6 waits for the last alone (partition_parameters.py:2082). NCCL ends them in
+        # order; gloo's threads don't, and one that ended late wrote what a weight was before loading over what was loaded.
+        each = Init._allgather_params_sequential
+        Init._allgather_params_coalesced = lambda init, split, *_, **__: each(init, split)
     deepspeed.init_distributed(dist_backend=backend, rank=rank, world_size=world_size, verbose=False)
 
 
@@ -96,11 +102,20 @@ def deepspeed_config(spec: EngineSpec, lm: nn.Module | None = None) -> dict[str,
     }
 
 
-def settle_persistence(module: nn.Module, config: dict[str, Any]) -> None:
-    """What is never split is said by this config alone, before an engine takes the module. `zero.Init` had another limit
-    while it loaded; what is above the engine's and below that one would stay whole, and never be updated."""
-    from deepspeed.runtime.zero.partition_parameters import Init
+def settle_splitting(module: PolicyModel | RewardModel, config: dict[str, Any]) -> None:
+    """What stage 3 gathers as one, and what it never splits, before an engine takes the module.
 
+    As one: a head, which is called once a pass, with its adapters; and a block of experts, of which ranks call others, in
+    another order. Never split is what this config says alone: `zero.Init` had another limit while it loaded, and what is
+    above the engine's and below that one would stay whole, and never be updated.
+    """
+    from deepspeed.runtime.zero.partition_parameters import Init
+    from deepspeed.utils import set_z3_leaf_module
+
+    head = module.lm.get_output_embeddings()
+    blocks = (part for part in module.lm.modules() if hasattr(part, "experts"))
+    for part in (*blocks, *([head] if head is not None else [])):
+        set_z3_leaf_module(part, True)
     if limit := config["zero_optimization"].get("stage3_param_persistence_threshold"):
         Init.param_persistence_threshold = limit  # of adapters, which are split when the engine begins
         for parameter in module.parameters():
@@ -160,7 +175,7 @@ def shard_for_inference(module: PolicyModel | RewardModel, precision: str) -> nn
     import deepspeed
 
     config = inference_config(precision, module.lm)
-    settle_persistence(module, config)
+    settle_splitting(module, config)
     backend, *_ = deepspeed.initialize(model=module, config=config)
     backend.eval()  # DeepSpeed's returns nothing
     return backend

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ultramed_rl.actors.engine import Engine
+from ultramed_rl.actors.engine_state import EngineState
 from ultramed_rl.config.models import LoRA
 
 SHARED_MEMORY, ADAPTER = "shared_memory", "adapter"
@@ -73,7 +73,7 @@ def join_buckets(buckets: Sequence[WeightBucket]) -> WeightBucket:
 class Sender:
     """A way to so many rollout engines, on which rank 0 sends and all ranks gather the weights together."""
 
-    def __init__(self, engine: Engine, engines: int, tensor_parallel: int) -> None:
+    def __init__(self, engine: EngineState, engines: int, tensor_parallel: int) -> None:
         self.engine, self.is_sender = engine, dist.get_rank() == 0
         self.shapes = engine.weight_shapes()
         self.sizes = [math.prod(shape) * dtype.itemsize for _, dtype, shape in self.shapes]
@@ -174,7 +174,7 @@ class SharedMemorySender(Sender):
     copied there for each sync.
     """
 
-    def __init__(self, engine: Engine, engines: int, tensor_parallel: int) -> None:
+    def __init__(self, engine: EngineState, engines: int, tensor_parallel: int) -> None:
         super().__init__(engine, engines, tensor_parallel)
         if not self.is_sender:
             return
@@ -198,7 +198,7 @@ class IpcSender(Sender):
     """Each rank copies the weights, as many at once as there is room for, into a buffer of its GPU, out of which the
     engine's process on that GPU reads them."""
 
-    def __init__(self, engine: Engine, engines: int, tensor_parallel: int) -> None:
+    def __init__(self, engine: EngineState, engines: int, tensor_parallel: int) -> None:
         from vllm.distributed.weight_transfer.packed_tensor import DEFAULT_PACKED_BUFFER_SIZE_BYTES
 
         super().__init__(engine, engines, tensor_parallel)
@@ -223,7 +223,7 @@ class IpcSender(Sender):
 class NcclSender(Sender):
     """Rank 0 broadcasts all weights, in one bucket, to the engines' processes, which come after it in their group."""
 
-    def __init__(self, engine: Engine, engines: int, tensor_parallel: int) -> None:
+    def __init__(self, engine: EngineState, engines: int, tensor_parallel: int) -> None:
         import ray
         from vllm.utils.network_utils import get_open_port
 

@@ -33,7 +33,7 @@ from ultramed_rl.config.rounds import Optimization
 from ultramed_rl.config.run import RunConfig
 from ultramed_rl.config.stages import SftConfig, StageConfig
 from ultramed_rl.kinds import KINDS, load
-from ultramed_rl.models.files import check_length
+from ultramed_rl.models.files import check_heads, check_length
 
 FILLED = 0.92  # of a GPU, up to which activations are kept: the rest is for fragments and for what estimates leave out
 SCORING, JUDGING = "scoring", "judging"  # turns: of whatever gives rewards, and of judges of held-out answers
@@ -205,16 +205,6 @@ def _settle(
     return next((choice for choice in choices if sum(sizes_of(choice)[0].values()) <= room), training)
 
 
-def _check_heads(role: str, group: TrainerGroup | ReplicaGroup, shape: Architecture) -> None:
-    """Raise PlanError where processes that share a pass cannot share its attention."""
-    heads, sharing = shape.num_attention_heads, group.sequence_parallel
-    if heads % sharing:
-        raise PlanError(
-            f"cluster.{role}.sequence_parallel={sharing}: each attends with as many heads, and the model has {heads}; use "
-            f"a divisor of {heads}"
-        )
-
-
 def _trainer(
     role: str,
     group: TrainerGroup,
@@ -224,7 +214,8 @@ def _trainer(
     recomputed: int,
     transit: dict[str, int],
 ) -> RolePlan:
-    _check_heads(role, group, shape)
+    key = f"cluster.{role}.sequence_parallel"
+    check_heads(shape.num_attention_heads, group.sequence_parallel, key, "its model")
     own, host = sizes
     # Of gradients only stage 3's buffer is there between steps.
     moved = ("weights", "optimizer", *(["gradients"] if group.zero_stage == 3 else []))
@@ -243,7 +234,8 @@ def _trainer(
 def _replicas(
     role: str, group: ReplicaGroup, shape: Architecture, sizes: dict[str, int], fix: str
 ) -> RolePlan:
-    _check_heads(role.partition("-")[0], group, shape)
+    key = f"cluster.{role.partition('-')[0]}.sequence_parallel"
+    check_heads(shape.num_attention_heads, group.sequence_parallel, key, "its model")
     if not group.shard:
         return RolePlan(role, group.replicas, 1, sizes, fix)
     # Sharded weights stream from host memory.

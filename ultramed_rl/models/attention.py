@@ -6,7 +6,7 @@ transformers' interface can be packed; the layout travels as the keyword `segmen
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ultramed_rl.learning.packing import Segment
+from ultramed_rl.models.files import check_heads
 from ultramed_rl.models.kernels import kernel_attention
 from ultramed_rl.models.ulysses import gather_heads, share_heads
 
@@ -99,6 +100,23 @@ class SegmentLayout:
         return self._cache[key]
 
 
+@dataclass(frozen=True)
+class AttentionInputs:
+    """What every way to compute packed attention is given.
+
+    Of ranks that share a row these are all tokens, and the rank's own share of the heads.
+    """
+
+    query: torch.Tensor  # [1, H, T, D]
+    key: torch.Tensor  # [1, K, T, D]
+    value: torch.Tensor  # [1, K, T, V]
+    layout: SegmentLayout
+    scale: float | None = None  # of the scores; None: 1 / sqrt(D)
+    window: int | None = None  # keys that a query sees at most
+    softcap: float | None = None  # scores s become softcap tanh(s / softcap) (Gemma 2)
+    sinks: torch.Tensor | None = None  # [H]: scores of a key without a value that every query sees (GPT-OSS)
+
+
 def segment_attention(
     module: nn.Module,
     query: torch.Tensor,
@@ -116,7 +134,7 @@ def segment_attention(
     """transformers' attention interface: query [1, H, T, D], key [1, K, T, D], value [1, K, T, V] -> [1, T, H, V].
 
     Of ranks that share a row, T are a rank's own tokens. It attends with its share of the heads, from and to all tokens.
-    `softcap`: scores s become softcap tanh(s / softcap) (Gemma 2). `s_aux` [H]: the score of a sink (GPT-OSS).
+    `s_aux`: the sinks of `AttentionInputs`.
     """
     assert segments is not None, "segments=None: a model with segment attention needs a packed batch"
     assert dropout == 0.0, f"dropout={dropout}: it is switched off when a model is loaded"
@@ -126,20 +144,13 @@ def segment_attention(
         s_aux = None if s_aux is None else s_aux.chunk(ranks.size())[ranks.rank()]
     fused = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
     attend = kernel_attention if fused else _by_segment
-    output = attend((query, key, value), segments, scaling, sliding_window, softcap, s_aux)
+    output = attend(AttentionInputs(query, key, value, segments, scaling, sliding_window, softcap, s_aux))
     return output if ranks is None else gather_heads(output, ranks), None
 
 
-def _by_segment(
-    inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    layout: SegmentLayout,
-    scale: float | None,
-    window: int | None,
-    softcap: float | None,
-    sinks: torch.Tensor | None,
-) -> torch.Tensor:
+def _by_segment(inputs: AttentionInputs) -> torch.Tensor:
     """One call a segment: work is that of the visible blocks only."""
-    query, key, value = inputs
+    query, key, value, layout = inputs.query, inputs.key, inputs.value, inputs.layout
     precision = query.dtype
     if query.requires_grad and max(s.keys for s in layout.segments) < SHORT:
         query, key, value = query.float(), key.float(), value.float()
@@ -151,42 +162,35 @@ def _by_segment(
     sizes = [s.queries for s in layout.segments]
     queries, keys, values = (x.split(sizes, 2) for x in (query, key, value))
     place = {s.start: i for i, s in enumerate(layout.segments)}
+    attend = _attend_plainly if inputs.softcap or inputs.sinks is not None else _attend_fused
     outputs = []
     for i, s in enumerate(layout.segments):
         seen = [place[s.prefix_start], i] if s.prefix_stop > s.prefix_start else [i]
         own_keys, own_values = (
             torch.cat([parts[j] for j in seen], 2) if len(seen) > 1 else parts[i] for parts in (keys, values)
         )
-        mask = layout.mask(s.queries, s.keys, window, query)
-        if softcap or sinks is not None:
-            outputs.append(_attend(queries[i], own_keys, own_values, mask, scale, softcap, sinks))
-            continue
-        outputs.append(
-            F.scaled_dot_product_attention(
-                queries[i], own_keys, own_values, attn_mask=mask, is_causal=mask is None, scale=scale
-            )
-        )
+        mask = layout.mask(s.queries, s.keys, inputs.window, query)
+        outputs.append(attend(replace(inputs, query=queries[i], key=own_keys, value=own_values), mask))
     return torch.cat(outputs, 2).transpose(1, 2).to(precision).contiguous()
 
 
-def _attend(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    scale: float | None,
-    softcap: float | None,
-    sinks: torch.Tensor | None,
-) -> torch.Tensor:
-    """What the fused call has not: capped scores, and a sink, a key without a value."""
-    scores = query @ key.mT * (scale or query.shape[-1] ** -0.5)
-    if softcap:
-        scores = softcap * torch.tanh(scores / softcap)
+def _attend_fused(inputs: AttentionInputs, mask: torch.Tensor | None) -> torch.Tensor:
+    return F.scaled_dot_product_attention(
+        inputs.query, inputs.key, inputs.value, attn_mask=mask, is_causal=mask is None, scale=inputs.scale
+    )
+
+
+def _attend_plainly(inputs: AttentionInputs, mask: torch.Tensor | None) -> torch.Tensor:
+    """With what the fused call has not: capped scores, and sinks."""
+    query, key, value = inputs.query, inputs.key, inputs.value
+    scores = query @ key.mT * (inputs.scale or query.shape[-1] ** -0.5)
+    if inputs.softcap:
+        scores = inputs.softcap * torch.tanh(scores / inputs.softcap)
     if mask is None:
         mask = torch.full(scores.shape[-2:], -torch.inf, dtype=scores.dtype, device=scores.device).triu(1)
     scores = scores + mask
-    if sinks is not None:
-        sink = sinks.to(scores.dtype)[None, :, None, None].expand(*scores.shape[:3], 1)
+    if inputs.sinks is not None:
+        sink = inputs.sinks.to(scores.dtype)[None, :, None, None].expand(*scores.shape[:3], 1)
         scores = torch.cat([scores, sink], -1)
     weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
     return weights[..., : key.shape[2]] @ value
@@ -225,14 +229,12 @@ def check_sharing(config: Any, ranks: int, name: str, *, packed: bool = True) ->
     not be `packed` for other reasons than its config's."""
     ropes = (scaling := getattr(config, "rope_parameters", None) or {}, *scaling.values())
     kinds = {str(rope.get("rope_type")) for rope in ropes if isinstance(rope, dict)}
-    heads = config.num_attention_heads
     if (reason := why_not_packed(config)) or not packed:
         broken = f"{reason or 'its code is its own'}, so its answers are padded rows, which ranks don't share; use 1"
     elif moving := {"dynamic", "longrope"} & kinds:
         broken = f"its rotary frequencies ({', '.join(sorted(moving))}) follow the longest sequence, of which a rank sees a part; use 1"
-    elif heads % ranks:
-        broken = f"each rank attends with as many heads, and there are {heads}; use a divisor of {heads}"
     else:
+        check_heads(config.num_attention_heads, ranks, "sequence_parallel", name)
         return
     raise ValueError(f"sequence_parallel={ranks}: {name}: {broken}")
 

@@ -118,34 +118,13 @@ def _scoring_models(reward: Reward, group: ReplicaGroup, max_length: int) -> Ite
         yield from _shared_model("reward", group, path, trust)
 
 
-_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")  # a config's keys of how many there are
-
-
 def _shared_model(
     role: str, group: TrainerGroup | ReplicaGroup, path: str, trust_remote_code: bool
 ) -> Iterator[NamedModel]:
-    """Of processes that share each pass, or the weights: they must be able to."""
+    """Of processes that share each pass: they must be able to."""
     if group.sequence_parallel > 1:
         look = partial(_check_shared, role, group.sequence_parallel, path, trust_remote_code)
         yield f"cluster.{role}.sequence_parallel", path, look
-    if isinstance(group, TrainerGroup):
-        split, key, fix = group.zero_stage == 3 and group.ranks > 1, "zero_stage=3", "use zero_stage=2"
-    else:
-        split, key, fix = group.shard and group.replicas > 1, "shard=true", "set it to false"
-    if split:
-        key = f"cluster.{role}.{key}"
-        yield key, path, partial(_check_split, key, fix, path, trust_remote_code)
-
-
-def _check_split(key: str, fix: str, path: str, trust_remote_code: bool) -> None:
-    """Raise ValueError for a mixture of experts. transformers puts the weights of experts together while ranks split them, and
-    now and then a rank had a weight that was not the file's; why is not known yet."""
-    config = decoder_config(read_config(path, trust_remote_code=trust_remote_code))
-    if any(getattr(config, name, None) for name in _EXPERTS):
-        raise ValueError(
-            f"{key}: {path!r} is a mixture of experts ({config.model_type}), whose weights are not read reliably when they are "
-            f"split over ranks; {fix}"
-        )
 
 
 def _check_shared(role: str, ranks: int, path: str, trust_remote_code: bool) -> None:

@@ -208,6 +208,14 @@ def check_length(max_length: int, longest: int | None, key: str, name: str) -> N
         )
 
 
+def check_heads(heads: int, ranks: int, key: str, name: str) -> None:
+    """Raise ValueError where so many ranks cannot share a model's attention."""
+    if heads % ranks:
+        raise ValueError(
+            f"{key}={ranks}: {name}: each rank attends with as many heads, and there are {heads}; use a divisor of {heads}"
+        )
+
+
 # -- weight files ---------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from ultramed_rl.config.cluster import ATTENTION, KERNELS
 
 if TYPE_CHECKING:
-    from ultramed_rl.models.attention import SegmentLayout
+    from ultramed_rl.models.attention import AttentionInputs
 
 logger = logging.getLogger(__name__)
 # The packages of FlashAttention 2 (2.8) and, for Hopper, 3: the modules that have `flash_attn_varlen_func`.
@@ -71,22 +72,14 @@ def fuse_layers(lm: Any) -> None:
     )
 
 
-def kernel_attention(
-    inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    layout: SegmentLayout,
-    scale: float | None,
-    window: int | None,
-    softcap: float | None,
-    sinks: torch.Tensor | None,
-) -> torch.Tensor:
-    """Query [1, H, T, D], key [1, K, T, D] and value [1, K, T, V] -> [1, T, H, V]. `sinks` [H]: the score of a key
-    without a value that every query sees."""
-    query, key, value = inputs
+def kernel_attention(inputs: AttentionInputs) -> torch.Tensor:
+    """-> [1, T, H, V]."""
+    query, key, value, layout = inputs.query, inputs.key, inputs.value, inputs.layout
     kernel, width = os.environ.get(ATTENTION, "torch"), value.shape[-1]
     if width < query.shape[-1]:  # DeepSeek's; zeros add nothing to what is cut off again
         value = F.pad(value, (0, query.shape[-1] - width))
-    if sinks is not None or (softcap and kernel == "torch"):
-        output = _flex((query, key, value), layout, scale, window, softcap, sinks)
+    if inputs.sinks is not None or (inputs.softcap and kernel == "torch"):
+        output = _flex(replace(inputs, value=value))
     else:
         queries, keys, values = (x[0].transpose(0, 1) for x in (query, key, value))
         if layout.repeats:
@@ -94,8 +87,7 @@ def kernel_attention(
             # that of index_select is a memset and one kernel that adds them where they belong.
             places = layout.key_places(query.device)
             keys, values = keys.index_select(0, places), values.index_select(0, places)
-        limits = layout.offsets(query.device)
-        output = _varlen(kernel, queries, keys, values, limits, scale, window, softcap or 0.0).unsqueeze(0)
+        output = _varlen(kernel, queries, keys, values, inputs).unsqueeze(0)
     return output[..., :width]
 
 
@@ -104,14 +96,11 @@ def _varlen(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    limits: tuple[torch.Tensor, torch.Tensor, int, int],
-    scale: float | None,
-    window: int | None,
-    softcap: float,
+    inputs: AttentionInputs,
 ) -> torch.Tensor:
-    """[T, H, D] and [R, K, D] -> [T, H, D], causal from the bottom right. `limits`: cumulative queries and keys, and the
-    longest of each."""
-    seen = (-1 if window is None else window - 1, 0)
+    """[T, H, D] and, segment after segment, [R, K, D] -> [T, H, D]; causal from the bottom right."""
+    limits, scale = inputs.layout.offsets(query.device), inputs.scale
+    seen = (-1 if inputs.window is None else inputs.window - 1, 0)
     if kernel == "torch":  # with FlashAttention 2 inside
         from torch.nn.attention.varlen import varlen_attn
 
@@ -130,7 +119,7 @@ def _varlen(
             softmax_scale=scale,
             causal=True,
             window_size=seen,
-            softcap=softcap,
+            softcap=inputs.softcap or 0.0,
         )
     output: torch.Tensor = (
         found[0] if isinstance(found, tuple) else found
@@ -138,35 +127,29 @@ def _varlen(
     return output
 
 
-def _flex(
-    inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    layout: SegmentLayout,
-    scale: float | None,
-    window: int | None,
-    softcap: float | None,
-    sinks: torch.Tensor | None,
-) -> torch.Tensor:
+def _flex(inputs: AttentionInputs) -> torch.Tensor:
     """On the row as it is, no key repeated: the mask says who sees whom, and blocks that nobody sees are passed over."""
     from torch.nn.attention.flex_attention import AuxRequest
     from transformers.integrations.flex_attention import compile_friendly_flex_attention
 
+    query, key, softcap = inputs.query, inputs.key, inputs.softcap
+
     def capped(score: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
         return softcap * torch.tanh(score / softcap) if softcap else score
 
-    query, key, value = inputs
     output, aux = compile_friendly_flex_attention(
         query,
         key,
-        value,
+        inputs.value,
         training=torch.is_grad_enabled(),
         score_mod=capped if softcap else None,
-        block_mask=layout.block_mask(window, query.device),
-        scale=scale,
+        block_mask=inputs.layout.block_mask(inputs.window, query.device),
+        scale=inputs.scale,
         enable_gqa=query.shape[1] != key.shape[1],
         return_aux=AuxRequest(lse=True),
     )
-    if sinks is not None:
+    if inputs.sinks is not None:
         # With l the log of the sum of all exp(score): exp(l) / (exp(l) + exp(sink)) of the weight is the keys'.
-        kept = torch.sigmoid(aux.lse - sinks.float()[None, :, None])
+        kept = torch.sigmoid(aux.lse - inputs.sinks.float()[None, :, None])
         output = output * kept.unsqueeze(-1).to(output.dtype)
     return output.transpose(1, 2).contiguous()

@@ -13,17 +13,17 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ultramed_rl.actors import engine as module
+from ultramed_rl.actors import engine_state as module
 from ultramed_rl.actors.deepspeed_setup import EngineSpec
-from ultramed_rl.actors.engine import Engine, sample_of, surviving
+from ultramed_rl.actors.engine_state import EngineState, sample_of, surviving
 from ultramed_rl.config.cluster import TrainerGroup
 from ultramed_rl.config.rounds import Optimization
 
 GAP = 2.0**-7  # between bfloat16's numbers from 1 to 2
 
 
-def engine_of(precision: str, stage: int, **optimizer: Any) -> Engine:
-    engine = Engine.__new__(Engine)
+def engine_of(precision: str, stage: int, **optimizer: Any) -> EngineState:
+    engine = EngineState.__new__(EngineState)
     engine.spec = EngineSpec(
         "cpu",
         precision,

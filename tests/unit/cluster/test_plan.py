@@ -101,7 +101,7 @@ def test_ranks_that_share_a_micro_batch_divide_its_activations() -> None:
 def test_heads_that_ranks_cannot_share_are_refused(key: str, group: dict[str, Any]) -> None:
     rollout = {"engines": 2, "tensor_parallel": 2}
     with pytest.raises(
-        PlanError, match=rf"cluster\.{key}\.sequence_parallel={group['sequence_parallel']}: .*\b32\b"
+        ValueError, match=rf"cluster\.{key}\.sequence_parallel={group['sequence_parallel']}: .*\b32\b"
     ):
         make_plan(gpu_run(**{f"cluster__{key}": group, "cluster__rollout": rollout}))
 

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ultramed_rl.config.cluster import ATTENTION, KERNELS
 from ultramed_rl.learning.packing import AnswerGroup, pack_groups, pack_sequences
-from ultramed_rl.models.attention import SegmentLayout, segment_attention
+from ultramed_rl.models.attention import AttentionInputs, SegmentLayout, segment_attention
 from ultramed_rl.models.kernels import FLASH, LIGER, check_kernels, fuse_layers, kernel_attention
 
 SHARED = SegmentLayout(
@@ -161,7 +161,7 @@ def test_every_kernel_gives_the_attention_of_the_cpu(
         s_aux=aux,
         segments=layout,
     )
-    found = kernel_attention((given[0], given[1], given[2]), layout, 0.3, window, softcap, aux)
+    found = kernel_attention(AttentionInputs(*given, layout, 0.3, window, softcap, aux))
     learnt = [*given, fifth] if sinks else given
     for ours, theirs in zip(results(found, learnt), results(wanted, learnt), strict=True):
         torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=2e-6)  # a CPU adds short segments in float32
@@ -172,7 +172,7 @@ def test_values_may_be_narrower_than_keys(kernels: Callable[[str], None], kernel
     kernels(kernel)
     given = inputs(SHARED, width=8, value_width=6)
     wanted, _ = segment_attention(torch.nn.Module(), *given, None, segments=SHARED)
-    found = kernel_attention((given[0], given[1], given[2]), SHARED, None, None, None, None)
+    found = kernel_attention(AttentionInputs(*given, SHARED))
     assert found.shape == wanted.shape == (1, SHARED.segments[-1].stop, 4, 6)
     for ours, theirs in zip(results(found, given), results(wanted, given), strict=True):
         torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=2e-6)
@@ -193,7 +193,7 @@ def test_repeated_keys_give_their_gradients_back_without_a_sort(
     kernels("torch")
     given = inputs(layout)
     with Watch():
-        results(kernel_attention((given[0], given[1], given[2]), layout, None, None, None, None), given)
+        results(kernel_attention(AttentionInputs(*given, layout)), given)
     assert not {"index", "index_put", "_index_put_impl_", "sort"} & set(calls)
     repeated = 2 * (layout is SHARED)  # keys, and values
     assert calls.count("index_select") == calls.count("index_add") + calls.count("index_add_") == repeated

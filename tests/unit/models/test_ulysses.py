@@ -217,27 +217,6 @@ def test_a_model_of_its_own_code_is_padded_and_not_shared() -> None:
         check_sharing(make_config("llama", {}), 4, "mine", packed=False)
 
 
-@pytest.mark.parametrize("kind", ["gpt_oss", "mixtral", "qwen3_moe", "deepseek_v3", "phimoe"])
-def test_experts_whose_weights_ranks_split_are_refused_before_a_run_starts(tmp_path: Path, kind: str) -> None:
-    make_model(tmp_path / "policy", kind)
-    make_reward(tmp_path / "reward")
-    changes = {"policy__max_length": 64, "prompts__max_prompt_tokens": 32}
-
-    def problems(ranks: int, shard: bool) -> list[str]:
-        split = {"cluster__policy": {"ranks": ranks, "zero_stage": 3}}
-        run = tiny_run(tmp_path, **changes, **split, cluster__reference={"replicas": 2, "shard": shard})
-        try:
-            check_models(parse_config(run))
-        except Problems as refusal:
-            return sorted(refusal.problems)
-        return []
-
-    assert problems(1, False) == []
-    policy, reference = problems(2, True)
-    assert policy.startswith("cluster.policy.zero_stage=3: ") and "zero_stage=2" in policy
-    assert reference.startswith("cluster.reference.shard=true: ")
-
-
 def test_a_run_whose_models_rows_cannot_be_shared_is_refused_before_it_starts(tmp_path: Path) -> None:
     make_model(tmp_path / "policy", "phimoe")
     make_model(tmp_path / "reward", "qwen3", classifier=True)
