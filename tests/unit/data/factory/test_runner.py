@@ -379,4 +379,7 @@ def peak_bytes(folder: Path, count: int) -> int:
 def test_memory_grows_neither_by_keys_nor_by_rows(tmp_path: Path) -> None:
     peak_bytes(tmp_path / "warm", 1)  # what is imported late is no growth
     few, many = peak_bytes(tmp_path / "few", 3_000), peak_bytes(tmp_path / "many", 12_000)
-    assert many - few < 10 * 9_000, (few, many)  # a key kept would be five times as much; cycles await the collector
+    assert many - few < 10 * 9_000, (
+        few,
+        many,
+    )  # a key kept would be five times as much; cycles await the collector
