@@ -215,7 +215,11 @@ def send(upload: Upload, repository: str, *, private: bool, revision: str | None
         if revision is not None:
             api.create_branch(**place, branch=revision, exist_ok=True)
         provenance = json.dumps(upload.provenance, indent=1).encode() + b"\n"
-        contents = {**upload.files, _CARD: upload.card.encode(), _PROVENANCE: provenance}
+        contents: dict[str, Path | bytes] = {
+            **upload.files,
+            _CARD: upload.card.encode(),
+            _PROVENANCE: provenance,
+        }
         added = [CommitOperationAdd(name, content) for name, content in contents.items()]
         words = f"{upload.folder.name}, by ultramed_rl"
         done = api.create_commit(**place, operations=added, commit_message=words, revision=revision)

@@ -215,7 +215,7 @@ def _state(run: RunReader, heart: Row) -> State:
     # A copy that was fetched from a URL: its process renews a lease there, while its heartbeat is only as fresh as the last
     # publication.
     with suppress(ValidationError):
-        if not TypeAdapter(Writer).validate_python(read_whole(run.path / WRITER)).ended:
+        if TypeAdapter(Writer).validate_python(read_whole(run.path / WRITER)).left_s:
             return "running"
     return "finished" if run.finished else "stopped"
 

@@ -6,13 +6,14 @@ import netrc
 import os
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, cast, get_args
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from ultramed_rl.config.run import Tracking
 
-_MODES = ("online", "offline", "disabled")
+Mode = Literal["online", "offline", "disabled"]
+_MODES: tuple[str, ...] = get_args(Mode)
 _ALIASES = {"run": "online", "dryrun": "offline"}  # wandb's older names
 
 
@@ -20,7 +21,7 @@ _ALIASES = {"run": "online", "dryrun": "offline"}  # wandb's older names
 class WandbPlace:
     """How and where a run is told to wandb."""
 
-    mode: str  # one of _MODES
+    mode: Mode
     project: str
     entity: str | None
 
@@ -41,7 +42,7 @@ class WandbPlace:
                     "tracking.wandb"
                 )
         project = tracking.project or os.environ.get("WANDB_PROJECT") or "ultramed_rl"
-        return cls(mode, project, tracking.entity or os.environ.get("WANDB_ENTITY") or None)
+        return cls(cast(Mode, mode), project, tracking.entity or os.environ.get("WANDB_ENTITY") or None)
 
 
 def find_wandb_key() -> str:
