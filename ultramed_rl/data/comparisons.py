@@ -122,7 +122,7 @@ def _draft(prompt: list[Message], answers: Sequence[tuple[str, Any]], **more: An
     if any(context != read[0][0] for context, _ in read):
         raise Misfit(f"{names} are answers to different chats", name="prompt")
     told = [turn["content"] for turn in read[0][0]]
-    if not is_told([turn["content"] for turn in prompt], told):
+    if not is_told([turn["content"] for turn in prompt if turn["role"] == "user"], told):
         raise Misfit(
             f"the turns of {names} don't hold their row's prompt, {prompt[-1]['content']!r:.40}; where the turns are all that was "
             "asked, name the prompt's column under the source's ignore",
