@@ -17,6 +17,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args
@@ -35,8 +36,9 @@ from ultramed_rl.actors.policy import PolicyWorker
 from ultramed_rl.actors.scorer import ReferenceWorker, RewardWorker
 from ultramed_rl.actors.trainer import RewardTrainWorker, TrainWorker
 from ultramed_rl.actors.work import TrainingPlace
+from ultramed_rl.config.cluster import ReplicaGroup, TrainerGroup
 from ultramed_rl.config.models import LoRA
-from ultramed_rl.config.objectives import DPO, Mixture, Objective
+from ultramed_rl.config.objectives import DPO, KTO, Mixture, Objective
 from ultramed_rl.config.rounds import Training
 from ultramed_rl.config.stages import BradleyTerry, LogExp
 from ultramed_rl.learning.packing import AnswerGroup
@@ -91,11 +93,14 @@ class CheckedBackend(PlainBackend):
         super().step()
 
 
-def rank_of(kind: type[TrainWorker], module: Any) -> Any:
-    """The first of two ranks, which meets nobody: the group is fake too."""
+def rank_of(kind: type[TrainWorker], module: Any, sharing: int) -> Any:
+    """The first of two ranks, which meets nobody: the group is fake too. So many share each micro-batch."""
     checkpointing = module.lm.supports_gradient_checkpointing
     worker = plain_rank(kind, device.move(module), "cuda", "bfloat16", checkpointing=checkpointing)
     worker.world_size = 2
+    group = TrainerGroup(ranks=2, zero_stage=0, sequence_parallel=sharing)
+    worker.engine.spec = replace(worker.engine.spec, group=group)
+    module.share_rows(dist.group.WORLD if sharing > 1 else None)
     worker.engine.backend = CheckedBackend(module, 1.0)
     worker.peaks = {"mfu": 1e12}
     return worker
@@ -105,7 +110,8 @@ def take_step(worker: Any) -> None:
     budget = max(worker.task.lengths)
     training = Training(learning_rate=1e-6, batch_size=3, micro_batch_tokens=budget)
     shard = worker._shard(worker.task.lengths, range(3), budget)
-    assert len(shard) == 2 and any(micro.filler for micro in shard), shard
+    if worker.engine.spec.group.sequence_parallel == 1:
+        assert len(shard) == 2 and any(micro.filler for micro in shard), shard
     (metrics,) = worker.train(training, TrainingPlace(0, 1, 0))
     assert metrics["samples"] == 3 and metrics["flops"] > 0
 
@@ -113,14 +119,16 @@ def take_step(worker: Any) -> None:
 Work = Callable[[], Any]
 
 
-def prefer(objective: Any, name: str = "llama", lora: LoRA | None = None, hook: Any = None) -> Work:
+def prefer(
+    objective: Any, name: str = "llama", lora: LoRA | None = None, hook: Any = None, sharing: int = 1
+) -> Work:
     """A step of the policy; `hook` does something more after its first layer's norm."""
     module = load_policy(checkpoint(name), "bfloat16", lora=lora)
     if hook is not None:
         module.lm.model.layers[0].input_layernorm.register_forward_hook(hook)
 
     def work() -> None:
-        worker = rank_of(PolicyWorker, module)
+        worker = rank_of(PolicyWorker, module, sharing)
         answers = groups(3 if objective.listwise else 2)
         references = [ReferenceLogprobs(g.group_id, (-9.0,) * len(g.completions), -8.0) for g in answers]
         worker.learn_preferences(answers, references if objective.uses_reference else None, objective, 64)
@@ -129,12 +137,12 @@ def prefer(objective: Any, name: str = "llama", lora: LoRA | None = None, hook: 
     return work
 
 
-def imitate(name: str = "llama") -> Work:
+def imitate(name: str = "llama", sharing: int = 1) -> Work:
     """A step of fine-tuning."""
     module = load_policy(checkpoint(name), "bfloat16")
 
     def work() -> None:
-        worker = rank_of(PolicyWorker, module)
+        worker = rank_of(PolicyWorker, module, sharing)
         sizes = (30, 20, 19)
         chats = [TokenizedChat(f"c{n}", tuple(range(n)), (False,) * 5 + (True,) * (n - 5)) for n in sizes]
         worker.learn_chats(chats, chats)
@@ -143,26 +151,28 @@ def imitate(name: str = "llama") -> Work:
     return work
 
 
-def rank_answers(objective: Any, name: str = "llama") -> Work:
+def rank_answers(objective: Any, name: str = "llama", sharing: int = 1) -> Work:
     """A step of reward modelling."""
     module = load_reward(checkpoint(name, classifier=True), "bfloat16")
 
     def work() -> None:
-        worker = rank_of(RewardTrainWorker, module)
+        worker = rank_of(RewardTrainWorker, module, sharing)
         worker.learn_ranking(groups(3), objective, 64)
         take_step(worker)
 
     return work
 
 
-def score(kind: type[Any]) -> Work:
+def score(kind: type[Any], sharing: int = 1) -> Work:
     """A replica's numbers of all answers: as many passes as groups."""
     classifier = kind is RewardWorker
     load = load_reward if classifier else load_policy
     module: Any = load(checkpoint("llama", classifier=classifier), "bfloat16")
 
     def work() -> None:
-        worker = kind(0, "cuda", "bfloat16", 1)
+        group = ReplicaGroup(replicas=2, sequence_parallel=sharing)
+        worker = kind(0, "cuda", "bfloat16", 1, group)
+        worker.ranks = dist.group.WORLD if sharing > 1 else None
         with patch.object(type(module), "to", lambda module, _: device.move(module)):
             worker._adopt(module)
         assert len(list(worker.score([AnswerGroup.of(g) for g in groups(1)]))) == 3
@@ -175,7 +185,7 @@ def score_own_base() -> Work:
     module = load_policy(checkpoint("llama"), "bfloat16", lora=LoRA(rank=4, alpha=8))
 
     def work() -> None:
-        worker = rank_of(PolicyWorker, module)
+        worker = rank_of(PolicyWorker, module, 1)
         assert len(list(worker.score_base([AnswerGroup.of(g) for g in groups(1)], 1))) == 3
 
     return work
@@ -213,6 +223,8 @@ def faulty(hook: Callable[[torch.Tensor], Any]) -> Callable[[], Work]:
 
 # FlexAttention is compiled; JetMoe reads from the GPU how many tokens each expert has; a part of Falcon's bias is made in C++.
 UNFOLLOWED = ("gemma2-window", "gpt-oss-window", "jetmoe", "falcon-alibi")
+# Ranks that share rows: grouped and tied heads, biases, windows, experts, values narrower than keys.
+SHARED = ("llama", "qwen2", "gpt2", "gemma3-window", "qwen3-moe", "mixtral-window", "deepseek")
 MIXED = Mixture(parts=[{"weight": 1.0, "objective": {"type": kind}} for kind in ("dpo", "raft")])
 ADAPTERS = LoRA(rank=4, alpha=8)
 GROUPS: dict[str, dict[str, Callable[[], Work]]] = {
@@ -239,6 +251,15 @@ GROUPS: dict[str, dict[str, Callable[[], Work]]] = {
         # Three steps, after the product's own look at what the GPU can.
         "gpu_check": lambda: lambda: train(TINY, "cuda", 0.0, most=3),
         "gpu_check lora": lambda: lambda: train(TINY, "cuda", 0.0, lora=ADAPTERS, most=3),
+    },
+    "shared": {
+        **{f"shared {name}": lambda name=name: prefer(DPO(), name, sharing=2) for name in SHARED},
+        "shared lora": lambda: prefer(DPO(), lora=ADAPTERS, sharing=2),
+        "shared kto": lambda: prefer(KTO(), sharing=2),
+        "shared sft": lambda: imitate(sharing=2),
+        "shared reward": lambda: rank_answers(BradleyTerry(), sharing=2),
+        "shared score reference": lambda: score(ReferenceWorker, sharing=2),
+        "shared score reward": lambda: score(RewardWorker, sharing=2),
     },
     "faults": {
         "a CPU tensor in the model": faulty(beside),

@@ -27,6 +27,8 @@ WAITS: dict[str, dict[str, int]] = {
     "own base": _SCORING,
     "score reference": _SCORING,
     "score reward": _SCORING,
+    "shared score reference": _SCORING,
+    "shared score reward": _SCORING,
     "padded bloom": STEP | {_MASKS: 2},
     "reward padded": STEP | {_MASKS: 2},
     "gpu_check": _CHECK,
@@ -48,7 +50,9 @@ FAULTS = {
 
 
 # Two processes: a process has some seconds of imports.
-@pytest.mark.parametrize("groups", [("objectives", "packed"), ("padded", "others", "faults")], ids="+".join)
+@pytest.mark.parametrize(
+    "groups", [("objectives", "packed"), ("padded", "others", "shared", "faults")], ids="+".join
+)
 def test_a_step_runs_on_a_gpu_and_waits_for_it_once(groups: tuple[str, ...]) -> None:
     found = outcomes(*groups)
     whole = {name: one for name, one in found.items() if name not in FAULTS}
