@@ -122,7 +122,7 @@ def test_the_step_of_the_docs(monkeypatch: pytest.MonkeyPatch) -> None:
         return SimpleNamespace(text=replies.pop())
 
     replies = ["What is it, after all?", "What is it?"]
-    row = {"question": "What may it be, if it is anything?"}
+    row = {"conversations": [{"from": "human", "value": "What may it be, if it is anything?"}]}
     (kept,) = asyncio.run(step(row, ask)).rows
     assert kept == {**row, "short": "What is it?"}
     assert asyncio.run(step(row, ask)) == Drop("not_shorter")
