@@ -91,46 +91,6 @@ def test_the_machines_at_aws_are_those_of_the_config_that_it_names() -> None:
     assert not any("flash-attn" in line for line in cluster["setup_commands"]), "every node would compile it"
 
 
-def test_aws_takes_the_cluster_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Ray's own preparation, and the start of each kind of node, against moto's EC2."""
-    moto = pytest.importorskip("moto")
-    import boto3
-    from ray.autoscaler._private.aws.config import bootstrap_aws
-    from ray.autoscaler._private.util import prepare_config
-
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    with moto.mock_aws():
-        ec2, iam = boto3.client("ec2", "us-east-1"), boto3.client("iam", "us-east-1")
-        (subnet,) = ec2.describe_subnets(Filters=[{"Name": "availability-zone", "Values": ["us-east-1a"]}])[
-            "Subnets"
-        ]
-        vpc = {"VpcId": subnet["VpcId"]}
-        group = ec2.create_security_group(GroupName="ultramed-rl", Description="nodes", **vpc)["GroupId"]
-        image = ec2.describe_images()["Images"][0]["ImageId"]
-        text = (LAUNCH / "ray-cluster-aws.yaml").read_text()
-        made = {"subnet": subnet["SubnetId"], "sg": group, "ami": image}
-        for kind, identity in made.items():
-            text = text.replace(f"{kind}-0123456789abcdef0", identity)
-        ec2.create_placement_group(GroupName="ultramed-rl", Strategy="cluster")
-        for profile in ("ultramed-rl-head", "ultramed-rl-worker"):
-            iam.create_instance_profile(InstanceProfileName=profile)
-        (tmp_path / "key.pem").write_text("key")
-        cluster = yaml.safe_load(text)
-        cluster["auth"]["ssh_private_key"] = str(tmp_path / "key.pem")
-        prepared = bootstrap_aws(prepare_config(cluster))
-        for kind in prepared["available_node_types"].values():
-            machine = {
-                k: v for k, v in kind["node_config"].items() if k not in ("SubnetIds", "SecurityGroupIds")
-            }
-            if "NetworkInterfaces" not in machine:
-                machine |= {"SubnetId": made["subnet"], "SecurityGroupIds": [group]}
-            (started,) = ec2.run_instances(MinCount=1, MaxCount=1, **machine)["Instances"]
-            assert (
-                started["InstanceType"] == machine["InstanceType"] and started["SubnetId"] == made["subnet"]
-            )
-
-
 def test_the_cluster_has_the_nodes_of_the_config_that_it_names() -> None:
     text, cluster = (LAUNCH / "ray-cluster.yaml").read_text(), read("ray-cluster.yaml")
     assert "ultramed-rl submit configs/llama3-70b-4node.yaml" in text
