@@ -60,10 +60,10 @@ def timeline_command(
     Example: ultramed-rl timeline runs/quickstart --out trace.json
     """
     from ultramed_rl.store.atomic import write_lines
-    from ultramed_rl.tracking.timeline import trace_events
-    from ultramed_rl.tracking.utilisation import (
+    from ultramed_rl.tracking.timeline import (
         read_timeline,
         render_utilisation,
+        trace_events,
         utilisation_table,
         workers_of,
     )
@@ -129,7 +129,7 @@ def compare_command(
 @contextmanager
 def _at_hand(run_dir: str, *, words: bool = False, follow: bool = False) -> Iterator[Path]:
     """The run's folder, or what is read of its copy at a URL."""
-    from ultramed_rl.store.remote_reader import at_hand
+    from ultramed_rl.store.remote import at_hand
 
     with ExitStack() as fetched:
         with checking():

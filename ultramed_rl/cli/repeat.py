@@ -71,7 +71,7 @@ def _state(config: RunConfig) -> State:
     """How far the run is. Raises ValueError: one of another config is there."""
     from ultramed_rl.config import load_any
     from ultramed_rl.store import RunReader
-    from ultramed_rl.store.remote_reader import at_hand
+    from ultramed_rl.store.remote import at_hand
     from ultramed_rl.store.work_directory import changed_settings
 
     with at_hand(_place(config), words=True, empty=True) as folder:
@@ -136,7 +136,7 @@ def _report(configs: Sequence[RunConfig], output: Path) -> Path:
     from ultramed_rl.report.seeds import render_seeds, seed_measures, seeds_to_json
     from ultramed_rl.store import RunReader
     from ultramed_rl.store.atomic import write_json
-    from ultramed_rl.store.remote_reader import at_hand
+    from ultramed_rl.store.remote import at_hand
 
     with ExitStack() as open_runs:
         folders = [open_runs.enter_context(at_hand(_place(config))) for config in configs]

@@ -272,7 +272,7 @@ def _show(config: Any, goes_on: bool) -> None:
 
 def what_happens(directory: str, goes_on: bool) -> str:
     """New, or what becomes of the run that is there; exits with code 1 where it is in the way."""
-    from ultramed_rl.store.remote_reader import at_hand
+    from ultramed_rl.store.remote import at_hand
     from ultramed_rl.tracking.status import read_status
 
     with checking(), at_hand(directory, words=True, empty=True) as folder:

@@ -99,6 +99,18 @@ def repeated(names: Iterable[str]) -> list[str]:
     return sorted(name for name, times in Counter(names).items() if times > 1)
 
 
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys and their values; a list stays whole unless it holds sections."""
+    settings: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+            value = {str(place): item for place, item in enumerate(value)}
+        settings |= (
+            flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        )
+    return settings
+
+
 def texts_of(node: Any, key: str = "", name: str = "") -> Iterator[tuple[str, str, str]]:
     """Every text of a config: its dotted key, the key's last name that is a field's, and the text."""
     if isinstance(node, str):

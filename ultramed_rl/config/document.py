@@ -47,14 +47,9 @@ class YamlProblem(ValueError):
 
 
 def read_yaml(text: str, key: str = "") -> tuple[Any, dict[str, int]]:
-    """The values of a YAML document, and the line of each by its dotted key.
-
-    Args:
-        key: where the document stands in another, which all its keys begin with.
-
-    Raises:
-        YamlProblem: the text is no YAML, is too large, or has something other than plain values.
-    """
+    """The values of a YAML document, and the line of each by its dotted key. `key`: where the document stands in another,
+    which all its keys begin with. Raises YamlProblem: the text is no YAML, is too large, or has something other than
+    plain values."""
     if len(text) > MOST_CHARACTERS:
         raise YamlProblem(f"{len(text):,} characters; a config has at most {MOST_CHARACTERS:,}", key, 0)
     try:
@@ -240,11 +235,8 @@ class Document:
     lines: dict[str, int] = field(default_factory=dict)
 
     def tell(self, problem: str, where: str | None = None) -> str:
-        """A problem as one line, with the file before it and its line in the file after it.
-
-        Args:
-            where: its line, where that isn't the line of the key that the problem begins with; "" for none.
-        """
+        """A problem as one line, with the file before it and its line in the file after it. `where`: its line, where that
+        isn't the line of the key that the problem begins with; "" for none."""
         key = re.split(r"[=:,\s]", problem, maxsplit=1)[0]
         line = self._line(key)
         if where is None:
@@ -264,11 +256,8 @@ class Document:
 
 
 def read_document(path: str | Path | None, overrides: Sequence[str] = ()) -> Document:
-    """A YAML file, or nothing, with overrides applied, not validated yet.
-
-    Raises:
-        ConfigError: no readable file, no strict YAML in it, or an override that isn't one.
-    """
+    """A YAML file, or nothing, with overrides applied, not validated yet. Raises ConfigError: no readable file, no strict
+    YAML in it, or an override that isn't one."""
     document = Document("command line", {}) if path is None else _read_file(Path(path))
     for override in overrides:
         _apply_override(document, override)
@@ -303,21 +292,21 @@ def _read_file(path: Path) -> Document:
 def _apply_override(document: Document, override: str) -> None:
     dotted, equals, text = override.partition("=")
     dotted, shown = dotted.strip(), show(override)
-    if not equals or not dotted or not all(dotted.split(".")):
-        raise ConfigError([f"override {shown}: must read section.key=value, as in training.epochs=2"])
     *sections, last = dotted.split(".")
-    if len(sections) >= DEEPEST:
-        raise ConfigError([f"override {shown}: {len(sections)} sections deep; at most {DEEPEST - 1}"])
-    node = document.data
-    for section in sections:
-        child = node.setdefault(section, {})
-        if child is None:
-            child = node[section] = {}
-        if not isinstance(child, dict):
-            raise ConfigError(
-                [f"override {shown}: {show(section)} is a value, not a section; set the value itself"]
-            )
+    problem, node = "", document.data
+    if not equals or not all([*sections, last]):
+        problem = "must read section.key=value, as in training.epochs=2"
+    elif len(sections) >= DEEPEST:
+        problem = f"{len(sections)} sections deep; at most {DEEPEST - 1}"
+    for section in () if problem else sections:
+        if node.get(section) is None:
+            node[section] = {}
+        if not isinstance(child := node[section], dict):
+            problem = f"{show(section)} is a value, not a section; set the value itself"
+            break
         node = child
+    if problem:
+        raise ConfigError([f"override {shown}: {problem}"])
     value = _override_value(dotted, text)
     for key in [key for key in document.lines if key == dotted or key.startswith(f"{dotted}.")]:
         del document.lines[key]
@@ -339,10 +328,8 @@ def _override_value(key: str, text: str) -> Any:
 
 
 def why_unreadable(path: Path) -> str | None:
-    """What keeps a path from being read, in words; None for a regular file.
-
-    A FIFO or a device would hang whoever reads it, or never end.
-    """
+    """What keeps a path from being read, in words; None for a regular file. A FIFO or a device would hang whoever reads it,
+    or never end."""
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):

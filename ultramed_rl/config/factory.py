@@ -188,32 +188,15 @@ class EngineGeneratorConfig(ModelSettings):
 
     @property
     def model(self) -> Model:
-        """What the engines load."""
         return Model(**self.model_dump(exclude={"type", "temperature"}))
 
 
 GeneratorConfig = Annotated[ApiGeneratorConfig | EngineGeneratorConfig, Field(discriminator="type")]
-DataStep = Annotated[
-    Records
-    | Vignettes
-    | Paragraphs
-    | Sample
-    | Textbook
-    | Topics
-    | Evolve
-    | Answer
-    | Score
-    | WriteRubric
-    | Deduplicate
-    | Decontaminate
-    | Candidates
-    | Feedback
-    | RuleJudge
-    | Pairs
-    | Bench
-    | Report,
-    Field(discriminator="type"),
-]
+_Questions = (
+    Records | Vignettes | Paragraphs | Sample | Textbook | Topics | Evolve | Answer | Score | WriteRubric
+)
+_Judged = Candidates | Feedback | RuleJudge | Pairs | Bench
+DataStep = Annotated[_Questions | Deduplicate | Decontaminate | _Judged | Report, Field(discriminator="type")]
 
 
 class EngineConfig(Section):

@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 from typing_extensions import TypeVar
 
-from ultramed_rl.config.base import SECRET, ConfigError, Problems, Section, sections_in, show
+from ultramed_rl.config.base import SECRET, ConfigError, Problems, Section, flatten, sections_in, show
 from ultramed_rl.config.document import Document, read_document
 from ultramed_rl.config.factory import EngineConfig
 from ultramed_rl.config.run import AnyConfig, RunConfig
@@ -83,10 +83,8 @@ def guess(given: object, known: Sequence[str]) -> str:
 def _locate(
     kind: type[Section], location: list[str], data: dict[str, Any], fault: str
 ) -> tuple[str, type[Section] | None]:
-    """The dotted key of a location, and the section there: of an unknown key the one around it.
-
-    A location names fields, places in lists and, what the file doesn't, the members of unions that pydantic tried.
-    """
+    """The dotted key of a location, and the section there: of an unknown key the one around it. A location names fields,
+    places in lists and, what the file doesn't, the members of unions that pydantic tried."""
     keys, node, annotation = [], cast(Any, data), cast(Any, kind)
     for part in location:
         models = sections_in(annotation)
@@ -176,21 +174,6 @@ def dump_config(config: Section) -> str:
 
 def config_difference(old: Section, new: Section) -> list[str]:
     """Dotted keys that differ, as `key: old -> new` lines."""
-    before, after = dict(_flatten(old.model_dump())), dict(_flatten(new.model_dump()))
-    keys = sorted(before.keys() | after.keys())
-    return [
-        f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
-        for key in keys
-        if before.get(key) != after.get(key)
-    ]
-
-
-def _flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, dict):
-        for key, value in node.items():
-            yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(node, list) and any(isinstance(item, dict) for item in node):
-        for index, value in enumerate(node):
-            yield from _flatten(value, f"{prefix}.{index}")
-    else:
-        yield prefix, node
+    before, after = flatten(old.model_dump()), flatten(new.model_dump())
+    changed = (key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key))
+    return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in changed]

@@ -30,10 +30,8 @@ from ultramed_rl.config.limits import (
 
 
 def resolve_precision(precision: str, device: str) -> str:
-    """`bfloat16` or `float32`. `auto` is bfloat16 on GPUs and on CPUs that compute it natively.
-
-    A CPU without AVX512-BF16 or AMX emulates bfloat16: measured at a third of the fp32 rate.
-    """
+    """`bfloat16` or `float32`. `auto` is bfloat16 on GPUs and on CPUs that compute it natively. A CPU without AVX512-BF16
+    or AMX emulates bfloat16: measured at a third of the fp32 rate."""
     if precision != "auto":
         return precision
     if device == "cuda" or native_bfloat16():

@@ -58,7 +58,6 @@ class DPO(_Objective):
 
     @property
     def beside(self) -> Beside:
-        """What the reference scores of a pair beside its answers."""
         return "cut" if self.ld_alpha < 1 else "none"
 
 
@@ -219,24 +218,8 @@ class RAFT(_Objective):
     type: Literal["raft"] = "raft"
 
 
-_Summand = (
-    DPO
-    | RobustDPO
-    | RDPO
-    | DPOP
-    | IPO
-    | Hinge
-    | APOZero
-    | APODown
-    | SPPOHard
-    | SPPO
-    | NCAPair
-    | NCA
-    | InfoNCA
-    | SimPO
-    | ORPO
-    | RAFT
-)
+_OfLogratios = DPO | RobustDPO | RDPO | DPOP | IPO | Hinge | APOZero | APODown | SPPOHard
+_Summand = _OfLogratios | SPPO | NCAPair | NCA | InfoNCA | SimPO | ORPO | RAFT
 
 
 class Part(Section):
@@ -257,7 +240,6 @@ class Mixture(Section):
 
     @property
     def uses_reference(self) -> bool:
-        """Whether any of them does."""
         return any(part.objective.uses_reference for part in self.parts)
 
     @property
@@ -267,17 +249,14 @@ class Mixture(Section):
 
     @property
     def beta(self) -> float:
-        """The first one's."""
         return self.parts[0].objective.beta
 
     @property
     def beside(self) -> Beside:
-        """What the reference scores of a group beside its answers."""
         return "cut" if any(part.objective.beside == "cut" for part in self.parts) else "none"
 
     @property
     def policy_weighted(self) -> bool:
-        """Whether any of them weighs pairs by the policy."""
         return any(getattr(part.objective, "policy_weighted", False) for part in self.parts)
 
     def problems(self) -> Iterator[str]:

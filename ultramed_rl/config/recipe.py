@@ -79,12 +79,8 @@ def check_recipe(document: Document) -> RecipeConfig:
 
 
 def stage_config(recipe: RecipeConfig, name: str, outputs: Mapping[str, str]) -> AnyConfig:
-    """A stage's whole config.
-
-    Args:
-        outputs: what earlier stages made; a reference to one that isn't there stands for the model that this
-            one starts from, whose shape it has, so that plans can be made before anything is run.
-    """
+    """A stage's whole config. `outputs`: what earlier stages made; a reference to one that isn't there stands for the model
+    that this one starts from, whose shape it has, so that plans can be made before anything is run."""
     kind, data = _kind_and_data(recipe, name, outputs)
     return parse_config(data, f"stages.{name}", kind=kind)
 

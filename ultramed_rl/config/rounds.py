@@ -29,17 +29,21 @@ from ultramed_rl.config.limits import (
 )
 
 RUBRIC_COLUMNS = ("rubric", "rubrics")
-IGNORE = "columns that are passed over, though they may belong to the prompt"
 
 
-class _Source(Section):
-    """What every source of prompts has."""
+class Rows(Section):
+    """Rows behind a URI."""
 
     uri: Address = Field(
         description="hf://owner/name:split (pinned: owner/name@REVISION), package://name/path, or local files"
     )
     limit: Count | None = key(None, "read at most so many rows")
-    ignore: list[Column] = key([], IGNORE)
+    ignore: list[Column] = key([], "columns that are passed over, though they may belong to the prompt")
+
+
+class _Source(Rows):
+    """What every source of prompts has."""
+
     columns: list[Column] = key(
         [],
         "other columns that are kept beside each prompt, for scorers that read them; rubric and rubrics are anyway",

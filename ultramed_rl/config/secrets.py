@@ -27,14 +27,8 @@ _read: set[str] = set()  # what was read by this process, and is never told agai
 
 
 def read_secret(variable: str | None, key: str) -> str | None:
-    """The secret in an environment variable, or None where none is named.
-
-    Args:
-        key: the config's key that names the variable, for the error.
-
-    Raises:
-        ValueError: the variable is named but not set, or holds what no header can.
-    """
+    """The secret in an environment variable, or None where none is named. `key`: the config's key that names the variable,
+    for the error. Raises ValueError: the variable is named but not set, or holds what no header can."""
     if variable is None:
         return None
     secret = os.environ.get(variable, "").strip()
@@ -52,13 +46,8 @@ def read_secret(variable: str | None, key: str) -> str | None:
 
 
 def redact(text: str, least: int = 1) -> str:
-    """A text without any secret that was read.
-
-    Found as it is, URL-encoded, escaped as in JSON or HTML, and in base64, also of a longer text.
-
-    Args:
-        least: shorter secrets are left, for texts that may hold them by chance.
-    """
+    """A text without any secret that was read. Found as it is, URL-encoded, escaped as in JSON or HTML, and in base64, also
+    of a longer text. `least`: shorter secrets are left, for texts that may hold them by chance."""
     marks, pattern = _search(frozenset(secret for secret in _read if len(secret) >= least))
     low = text.lower()
     return pattern.sub("***", text) if any(mark in low for mark in marks) else text

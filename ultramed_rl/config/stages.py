@@ -14,7 +14,6 @@ from ultramed_rl.config.judge_models import JudgeEngine
 from ultramed_rl.config.limits import (
     Address,
     Column,
-    Count,
     CountOrZero,
     Factor,
     FactorOrZero,
@@ -33,20 +32,15 @@ from ultramed_rl.config.limits import (
 from ultramed_rl.config.models import Model, ModelSettings
 from ultramed_rl.config.objectives import Objective
 from ultramed_rl.config.rewards import ContrastSampling, Reward
-from ultramed_rl.config.rounds import IGNORE, Prompts, StageTraining
+from ultramed_rl.config.rounds import Prompts, Rows, StageTraining
 from ultramed_rl.config.run import AnyConfig, Tracking, device_rules, kl_rules, length_rules, quantize_rules
 
 
-class _StageSource(Section):
-    """Rows behind a URI: hf://owner/name:split, package://name/path, or local files."""
+class _StageSource(Rows):
+    """Rows that a stage learns, by their weight."""
 
-    uri: Address = Field(
-        description="hf://owner/name:split (pinned: owner/name@REVISION), package://name/path, or local files"
-    )
     weight: Factor = key(1.0, "how often its rows are used: 0.5 a seeded half, 2 each twice")
-    limit: Count | None = key(None, "read at most so many rows")
     max_misfit_share: Share = key(0.05, "share of rows that may not fit")
-    ignore: list[Column] = key([], IGNORE)
 
 
 class ConversationSource(_StageSource):
@@ -275,16 +269,11 @@ class BenchedModel(ModelSettings):
     micro_batch_tokens: ReplicaTokens = 16384
 
 
-class BenchmarkPairs(Section):
+class BenchmarkPairs(Rows):
     """Rows with wanted and unwanted answers behind a URI, in any of the forms of docs/recipe.md."""
 
-    uri: Address = Field(
-        description="hf://owner/name:split (pinned: owner/name@REVISION), package://name/path, or local files"
-    )
     subset_column: Column | None = key(None, "null: the first of subset, label_type, type and category")
-    limit: Count | None = key(None, "read at most so many rows")
     max_misfit_share: Share = key(0.05, "share of rows that may not fit")
-    ignore: list[Column] = key([], IGNORE)
     too_long: TooLong = "refuse"
 
 
@@ -300,11 +289,4 @@ class RewardBenchConfig(AnyConfig):
     @property
     def reward(self) -> Reward:
         """The model as what scores."""
-        model = self.model
-        return Reward(
-            path=model.path,
-            precision=model.precision,
-            micro_batch_tokens=model.micro_batch_tokens,
-            trust_remote_code=model.trust_remote_code,
-            architecture=model.architecture,
-        )
+        return Reward(**self.model.model_dump(exclude={"max_length", "thinking"}))

@@ -13,8 +13,7 @@ from ultramed_rl.scheduling.scheduler import Watcher
 from ultramed_rl.tracking import Progress
 from ultramed_rl.tracking.heartbeat import note_waits
 from ultramed_rl.tracking.stall import RoleState, explain_wait
-from ultramed_rl.tracking.timeline import TIMELINE, Span, Timeline
-from ultramed_rl.tracking.utilisation import RunningUtilisation
+from ultramed_rl.tracking.timeline import TIMELINE, RunningUtilisation, Span, Timeline
 
 
 class RunWatcher(Watcher):

@@ -14,7 +14,7 @@ from ultramed_rl.config import AnyConfig
 from ultramed_rl.config.base import Problems
 from ultramed_rl.config.recipe import RecipeConfig, stage_config, stage_inputs
 from ultramed_rl.kinds import KINDS, load
-from ultramed_rl.store.remote import check_url
+from ultramed_rl.store.remote_folder import RemoteFolder
 from ultramed_rl.tracking import Progress, watched
 
 
@@ -51,7 +51,8 @@ def check_runnable(config: AnyConfig | RecipeConfig) -> None:
     with what does not fit, which names the stage."""
     for name, stage in stages_of(config):
         with of_stage(name):
-            check_url(stage)
+            if stage.run.url is not None:
+                RemoteFolder(stage.run.url)  # which refuses what nothing opens
             make_plan(stage)
             problems: list[str] = []
             benchmarks = getattr(stage, "benchmarks", None)

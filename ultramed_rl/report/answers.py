@@ -45,7 +45,6 @@ class ScoredAnswer:
 
     @property
     def scored(self) -> bool:
-        """Whether the reward is a number."""
         return math.isfinite(self.reward)
 
 
@@ -93,7 +92,6 @@ class CountedAnswers:
 
     @property
     def correlation(self) -> float:
-        """As `within_correlation`, by prompt."""
         return within_correlation(by_prompt(self.answers))
 
 
@@ -145,7 +143,6 @@ def some_files(path: Path) -> list[Path]:
 
 
 def by_prompt(answers: Iterable[ScoredAnswer]) -> list[list[ScoredAnswer]]:
-    """The answers of each prompt."""
     prompts: dict[str, list[ScoredAnswer]] = {}
     for answer in answers:
         prompts.setdefault(answer.prompt_id, []).append(answer)

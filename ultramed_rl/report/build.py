@@ -18,7 +18,7 @@ from ultramed_rl.report import contents, figures, timeline
 from ultramed_rl.report.answers import Pair, ScoredAnswer, by_prompt, some_files
 from ultramed_rl.report.figures import short
 from ultramed_rl.report.online_run import OnlineRun, Round, read_online_run
-from ultramed_rl.store.atomic import write_whole
+from ultramed_rl.store.atomic import write_text
 from ultramed_rl.store.run_reader import RunReader
 from ultramed_rl.store.shards import rows_of, shard_files
 from ultramed_rl.tracking.page import clean_text, page_html, script_json
@@ -60,13 +60,8 @@ def write_report(run_dir: Path, output: Path | None = None) -> Path:
             html = page(samples=draw_samples(run, room))
     else:
         html = page(subtitle=f"{files.type} · seed {files.setting('run.seed', '?')}")
-    return write_page(html, files.path / NAME if output is None else Path(output))
-
-
-def write_page(html: str, output: Path) -> Path:
-    """Write a page whole, and the folder that it is in."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(output, lambda temporary: temporary.write_text(html, encoding="utf-8"))
+    output = files.path / NAME if output is None else Path(output)
+    write_text(output, html)
     return output
 
 

@@ -10,12 +10,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ultramed_rl.config.base import flatten
 from ultramed_rl.evaluation.statistics import Interval, McNemar, mcnemar, paired_bootstrap
 from ultramed_rl.report.answers import RESAMPLES, Change, compare_prompts, won_prompts
-from ultramed_rl.report.build import FOOTER, HTML, TOOLS, write_page
-from ultramed_rl.report.contents import ABSENT, Scores, environment_rows, flatten, numbers_of, shown
+from ultramed_rl.report.build import FOOTER, HTML, TOOLS
+from ultramed_rl.report.contents import ABSENT, Scores, environment_rows, numbers_of, shown
 from ultramed_rl.report.online_run import OnlineRun, Policy, phase_times, read_online_run, reward_difference
 from ultramed_rl.report.seeds import Measure, group_by_config, seed_columns, seed_differences, seed_measures
+from ultramed_rl.store.atomic import write_text
 from ultramed_rl.store.run_reader import Metrics, RunReader, read_rows
 from ultramed_rl.tracking.page import page_html
 from ultramed_rl.tracking.tables import Columns, spoken
@@ -36,7 +38,6 @@ class RunPair:
 
     @property
     def points(self) -> Interval | None:
-        """The same in points of a hundred."""
         return self.wins and Interval(100 * self.wins.mean, 100 * self.wins.low, 100 * self.wins.high)
 
 
@@ -119,7 +120,8 @@ def write_comparison(run_dirs: Sequence[Path], output: Path) -> Path:
     title = " against ".join([*others, first]) if len(files) < 4 else f"{len(files)} runs"
     subtitle = f"{types[0]} · each against {first}"
     html = page_html(HTML / "comparison.html.jinja", title, subtitle, FOOTER, compared=comparison, **TOOLS)
-    return write_page(html, Path(output))
+    write_text(Path(output), html)
+    return Path(output)
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,6 @@ class SeedGroup:
 
     @property
     def columns(self) -> Columns:
-        """Of the table of its measures."""
         return seed_columns(self.runs)
 
 
@@ -154,7 +155,6 @@ class RunComparison:
 
     @cached_property
     def pairs(self) -> list[RunPair]:
-        """Each further online run against the first."""
         return [compare_runs(self.online[0], other) for other in self.online[1:]]
 
     @property
@@ -179,19 +179,14 @@ class RunComparison:
         for run in self.online:
             folders = [run.files.path / "initial", *(one.path for one in run.rounds)]
             manifests = [made for folder in folders for made in run.files.manifests(folder).values()]
-            row = {
-                "run": run,
-                "last": run.policies[-1],
-                "rounds": f"{len(run.rounds)} of {run.files.setting('run.rounds', '?')}",
-                "pairs": run.total("pairs"),
-                "seconds": math.fsum(m["seconds"] for m in manifests if not isinstance(m["seconds"], dict)),
-            }
-            rows.append(row)
+            seconds = (made["seconds"] for made in manifests if not isinstance(made["seconds"], dict))
+            rounds = f"{len(run.rounds)} of {run.files.setting('run.rounds', '?')}"
+            numbers = {"rounds": rounds, "pairs": run.total("pairs"), "seconds": math.fsum(seconds)}
+            rows.append({"run": run, "last": run.policies[-1], **numbers})
         return rows
 
     @property
     def rewards(self) -> dict[str, list[tuple[str, Interval]]]:
-        """The mean held-out reward of each run's policies."""
         return {
             run.name: [(p.label, p.mean_reward) for p in run.policies if p.mean_reward is not None]
             for run in self.online
@@ -199,7 +194,6 @@ class RunComparison:
 
     @property
     def last_rewards(self) -> dict[str, list[float]]:
-        """The held-out rewards of each run's last policy."""
         return {run.name: run.policies[-1].values("reward") for run in self.online}
 
     @property
@@ -249,7 +243,8 @@ class RunComparison:
     def settings(self) -> list[tuple[str, ...]]:
         """The settings in which the runs differ; of those of `run` the seed alone."""
         settings = [flatten(one.config) for one in self.files]
-        rows = _differences([{k: v for k, v in one.items() if not k.startswith("run.")} for one in settings])
+        told = [{k: v for k, v in one.items() if not k.startswith(("run.", "type"))} for one in settings]
+        rows = _differences(told)
         seeds = [one["run.seed"] for one in settings if "run.seed" in one]
         return [*rows, ("run.seed", *map(str, seeds))] if len(set(seeds)) > 1 else rows
 

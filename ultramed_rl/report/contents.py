@@ -13,6 +13,7 @@ import yaml
 
 import ultramed_rl
 from ultramed_rl.config import ConfigError, load_any
+from ultramed_rl.config.base import flatten
 from ultramed_rl.config.recipe import load_recipe, stage_config
 from ultramed_rl.evaluation.statistics import Interval
 from ultramed_rl.kinds import KINDS
@@ -27,8 +28,7 @@ _MOST_CURVES = 10
 Scores = Mapping[str, Sequence[tuple[Mapping[str, Any], float | None]]]  # by policy, with p-values
 Settings = dict[str, Any]
 ABSENT = "(not there)"  # of a key that one side lacks
-# What makes no difference to what a run is.
-_OWN = ("run.name", "run.directory", "tracking.")
+_OWN = ("type", "run.name", "run.directory", "tracking.")  # what makes no difference to what a run is
 
 
 def numbers_of(files: RunReader, *artifacts: str) -> Metrics | None:
@@ -91,7 +91,6 @@ def clear_differences(results: Mapping[str, Any], name: str) -> Iterator[str]:
 
 
 def reward_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The held-out rewards of each policy, with the change from the first as an `interval`."""
     return [{"name": name, "interval": _change(row), **row} for name, row in results["rewards"].items()]
 
 
@@ -151,29 +150,13 @@ def nearest_preset(files: RunReader) -> tuple[list[tuple[str, str, str]], str]:
 
 
 def compare_settings(before: Settings, after: Settings) -> list[tuple[str, str, str]]:
-    """(key, before, after) of every dotted key whose values differ; names, places and tracking aside.
-
-    A key that one side lacks is `ABSENT` there; that is no difference where the other has null.
-    """
+    """(key, before, after) of every dotted key whose values differ; names, places and tracking aside. A key that one side
+    lacks is `ABSENT` there; that is no difference where the other has null."""
     return [
         (key, shown(before.get(key, ABSENT)), shown(after.get(key, ABSENT)))
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and not key.startswith(_OWN)
     ]
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> Settings:
-    """Dotted keys and their values; a list stays whole unless it holds sections. `type` names the kind alone."""
-    settings: Settings = {}
-    for key, value in config.items():
-        dotted = f"{prefix}{key}"
-        if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
-            value = {str(place): item for place, item in enumerate(value)}
-        if isinstance(value, Mapping):
-            settings |= flatten(value, f"{dotted}.")
-        elif dotted != "type":
-            settings[dotted] = value
-    return settings
 
 
 @cache
@@ -191,7 +174,6 @@ def _read(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def config_text(files: RunReader) -> str:
-    """The resolved config as YAML."""
     return yaml.safe_dump(files.config, sort_keys=False, allow_unicode=True)
 
 

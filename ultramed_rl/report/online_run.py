@@ -121,34 +121,22 @@ class OnlineRun:
         return self.files.name
 
     def total(self, name: str) -> float:
-        """A metric's sum over the rounds."""
         return math.fsum(one.metrics.get(name, 0.0) for one in self.rounds)
 
     def numbers(self, metric: str) -> tuple[list[str], list[float]]:
         """The rounds, and a metric of each; NaN where it has none."""
         return [one.label for one in self.rounds], [one.metrics.get(metric, math.nan) for one in self.rounds]
 
-    @property
-    def answered(self) -> list[CountedAnswers]:
-        """The policies and rounds whose answers are kept."""
-        return [group for group in (*self.policies, *self.rounds) if group.answers]
-
-    def held_out(self, name: str) -> dict[str, list[float]]:
-        """The rewards or the tokens of each policy's answers to the held-out prompts."""
-        return {one.label: values for one in self.policies if (values := one.values(name))}
-
-    def sampled(self, name: str) -> dict[str, list[float]]:
-        """The same of each round's samples."""
-        return {one.label: values for one in self.rounds if (values := one.values(name))}
+    def values(self, groups: Sequence[CountedAnswers], name: str) -> dict[str, list[float]]:
+        """The rewards or the tokens of the answers of the policies, or of the rounds."""
+        return {one.label: values for one in groups if (values := one.values(name))}
 
     @property
     def margins(self) -> dict[str, list[float]]:
-        """Of each round's pairs."""
         return {one.label: [pair.margin for pair in one.pairs] for one in self.rounds if one.pairs}
 
     @property
     def prompts(self) -> int:
-        """Of all rounds."""
         return sum(round(one.metrics.get("pairs", 0.0) + sum(one.dropped.values())) for one in self.rounds)
 
     @property
@@ -193,12 +181,10 @@ class OnlineRun:
 
     @property
     def wins(self) -> dict[str, Interval]:
-        """The share of prompts that each later policy won over the first."""
         return {label: change.wins for label, change in self.changes.items()}
 
     @property
     def evaluations(self) -> list[dict[str, Any]]:
-        """Each policy with its change from the first."""
         return [{"policy": policy, "change": self.changes.get(policy.label)} for policy in self.policies]
 
     @property
@@ -218,7 +204,6 @@ class OnlineRun:
 
     @property
     def frontier_labels(self) -> dict[float, str]:
-        """The policy at each KL."""
         return {kl: self.policies[index].label for index, kl in self.divergence.items()}
 
     @property
@@ -249,7 +234,6 @@ class OnlineRun:
 
     @property
     def change(self) -> Change | None:
-        """The run's policy against the first."""
         return self.changes.get(self.policy.label)
 
     @property
@@ -270,7 +254,13 @@ class OnlineRun:
     @property
     def judged(self) -> dict[str, list[tuple[str | float, Interval]]]:
         """The change of the reward and of each judge from the start, by policy."""
-        return {name: [("start", _NONE), *self._changes_of(name)] for name in (verdict.REWARD, *self.judges)}
+        judged: dict[str, list[tuple[str | float, Interval]]] = {}
+        for name in (verdict.REWARD, *self.judges):
+            judged[name] = [("start", _NONE)]
+            for policy, one in zip(self.policies[1:], self.rounds, strict=True):
+                if (change := verdict.MeasuredChange.of(one.metrics, name)) is not None:
+                    judged[name].append((policy.label, Interval(change.change, change.low, change.high)))
+        return judged
 
     @property
     def judged_by_kl(self) -> dict[str, list[tuple[str | float, Interval]]]:
@@ -285,13 +275,6 @@ class OnlineRun:
             )
             for name, points in self.judged.items()
         }
-
-    def _changes_of(self, name: str) -> list[tuple[str | float, Interval]]:
-        found = (
-            (self.policies[one.index + 1].label, verdict.MeasuredChange.of(one.metrics, name))
-            for one in self.rounds
-        )
-        return [(label, Interval(c.change, c.low, c.high)) for label, c in found if c is not None]
 
     @cached_property
     def length(self) -> LengthCheck:

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from ultramed_rl.config.base import flatten
 from ultramed_rl.evaluation.metrics import means_by_prompt
 from ultramed_rl.evaluation.statistics import Interval, seeds_bootstrap
 from ultramed_rl.records import JudgedAnswer
 from ultramed_rl.report.answers import RESAMPLES, by_prompt, mean, won_prompts
-from ultramed_rl.report.contents import flatten
 from ultramed_rl.report.online_run import OnlineRun, Policy, reward_difference
 from ultramed_rl.store.tables import read_records
 from ultramed_rl.tracking.tables import Columns, render_table
@@ -39,9 +39,7 @@ class Measure:
 
 def run_values(run: OnlineRun) -> dict[str, list[float]]:
     """What each measure is of a run: the change from its start by held-out prompt, where that is kept; else one number.
-
-    `net_wins` is 1 for a prompt whose reward is higher than at the start, -1 for one whose is lower.
-    """
+    `net_wins` is 1 for a prompt whose reward is higher than at the start, -1 for one whose is lower."""
     first, last = run.policies[0], run.policy
     values: dict[str, list[float]] = {"reward_change": _changes(first.rewards, last.rewards)}
     values["net_wins"] = [2 * won - 1 for won in won_prompts(first.rewards, last.rewards).values()]

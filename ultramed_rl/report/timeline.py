@@ -14,8 +14,16 @@ from ultramed_rl.report.figures import bars, dressed, short
 from ultramed_rl.report.online_run import phase_words
 from ultramed_rl.store.run_reader import RunReader
 from ultramed_rl.tracking.page import figure_text
-from ultramed_rl.tracking.timeline import CONTROLLER, TIMELINE, Span, read_spans
-from ultramed_rl.tracking.utilisation import Load, run_windows, utilisation_table, workers_of
+from ultramed_rl.tracking.timeline import (
+    CONTROLLER,
+    TIMELINE,
+    Load,
+    Span,
+    read_spans,
+    run_windows,
+    utilisation_table,
+    workers_of,
+)
 
 MOST_BARS = 1200  # of one figure
 _LEVELS = 10  # shades of a bar

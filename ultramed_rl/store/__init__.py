@@ -6,10 +6,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ultramed_rl.store.artifacts import ArtifactFolder
-    from ultramed_rl.store.run_reader import RunReader
-    from ultramed_rl.store.tables import SampleFile, write_samples
-    from ultramed_rl.store.work_directory import RoundRecord, RunDirectory, StageDirectory, WorkDirectory
+    from ultramed_rl.store.artifacts import ArtifactFolder as ArtifactFolder
+    from ultramed_rl.store.run_reader import RunReader as RunReader
+    from ultramed_rl.store.tables import SampleFile as SampleFile
+    from ultramed_rl.store.tables import write_samples as write_samples
+    from ultramed_rl.store.work_directory import RoundRecord as RoundRecord
+    from ultramed_rl.store.work_directory import RunDirectory as RunDirectory
+    from ultramed_rl.store.work_directory import StageDirectory as StageDirectory
+    from ultramed_rl.store.work_directory import WorkDirectory as WorkDirectory
 
 _HOMES = {
     **dict.fromkeys(("RoundRecord", "RunDirectory", "StageDirectory", "WorkDirectory"), "work_directory"),
@@ -17,16 +21,6 @@ _HOMES = {
     "ArtifactFolder": "artifacts",
     "RunReader": "run_reader",
 }
-__all__ = [
-    "ArtifactFolder",
-    "RoundRecord",
-    "RunDirectory",
-    "RunReader",
-    "SampleFile",
-    "StageDirectory",
-    "WorkDirectory",
-    "write_samples",
-]
 
 
 def __getattr__(name: str) -> Any:

@@ -50,11 +50,9 @@ class ArtifactFolder:
     def phase_directory(
         self, name: str, compute: Callable[[Path], dict[str, float]], *inputs: Any, sizes: bool = False
     ) -> tuple[Path, dict[str, float]]:
-        """A directory of files and some numbers about it: kept ones, or those that `compute` makes.
-
-        `compute` fills the directory that it is given and returns the numbers; a non-finite one reads back as NaN. With `sizes`
-        the files are verified by their sizes alone. Raises like `file_of`, and for a directory that was pruned.
-        """
+        """A directory of files and some numbers about it: kept ones, or those that `compute` makes. `compute` fills the
+        directory that it is given and returns the numbers; a non-finite one reads back as NaN. With `sizes` the files
+        are verified by their sizes alone. Raises like `file_of`, and for a directory that was pruned."""
 
         def write(folder: Path) -> Manifest:
             folder.mkdir()
@@ -101,7 +99,6 @@ class ArtifactFolder:
         return manifest
 
     def digest(self, name: str) -> str:
-        """The digest of a finished phase."""
         return str(self.manifest(name)["digest"])
 
     def discard(self, name: str) -> None:
@@ -199,11 +196,7 @@ def begin_parts(folder: Path, inputs: Iterable[Any]) -> None:
 
 
 def read_json(path: Path) -> Manifest:
-    """What `write_json` wrote.
-
-    Raises:
-        ValueError: the file cannot be read, or is no JSON object.
-    """
+    """What `write_json` wrote. Raises ValueError: the file cannot be read, or is no JSON object."""
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -18,10 +18,7 @@ _FULL = (os.strerror(errno.ENOSPC), "database or disk is full")
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> Any:
     """Let `write` make a temporary sibling, a file or a folder, then rename it to `path`; returns what `write` returned.
-
-    Raises:
-        RuntimeError: the disk is full; the temporary is removed and nothing else is lost.
-    """
+    Raises RuntimeError: the disk is full; the temporary is removed and nothing else is lost."""
     temporary = path.with_name(f"{_TEMPORARY}{path.name}")
     remove(temporary)
     with explain_full_disk(path, temporary):
@@ -34,10 +31,17 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> Any:
     return result
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text as UTF-8, whole, and the folder that it is in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
 def write_json(path: Path, payload: dict[str, Any]) -> None:
     """Write a mapping as JSON, whole; a non-finite number becomes null, since JSON has none."""
-    text = json.dumps(without_non_finite(payload), indent=1, sort_keys=True, allow_nan=False)
-    write_whole(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+    write_text(
+        path, json.dumps(without_non_finite(payload), indent=1, sort_keys=True, allow_nan=False) + "\n"
+    )
 
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:

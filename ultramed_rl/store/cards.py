@@ -31,8 +31,7 @@ from ultramed_rl.config.factory import ApiGeneratorConfig, Decontaminate
 from ultramed_rl.kinds import KINDS
 from ultramed_rl.store.artifacts import read_json
 from ultramed_rl.store.digests import digest_file
-from ultramed_rl.store.environment import FILE as ENVIRONMENT
-from ultramed_rl.store.run_reader import RunReader, read_rows
+from ultramed_rl.store.run_reader import ENVIRONMENT, Row, RunReader, read_rows
 from ultramed_rl.store.work_directory import RoundRecord, RunDirectory
 
 ModelConfig = SftConfig | RewardConfig | PreferenceConfig | RunConfig
@@ -97,10 +96,8 @@ def write_policy_card(
     pairs = Input("pairs of the round", "pairs.parquet", record.digest("pairs"))
     made = [*_begun_with(store, record.index), pairs]
     rounds = RunReader(store.path).rounds[: record.index] if rounds is None else rounds
-    text = model_card(
-        store.config, metrics, made, role=role, index=record.index, rounds=rounds, verdict=verdict
-    )
-    write_card(folder, text)
+    more: dict[str, Any] = {"index": record.index, "rounds": rounds, "verdict": verdict}
+    write_card(folder, model_card(store.config, metrics, made, role=role, **more))
 
 
 def write_pairs_card(store: RunDirectory, record: RoundRecord, metrics: Mapping[str, float]) -> None:
@@ -141,40 +138,26 @@ def model_card(
         made: what the run itself made, that went in.
         role, index, rounds, verdict: of an online run: which model, of which round, evaluated rounds, its verdict.json.
     """
-    scores = (own_reward := role == "reward_model") or isinstance(config, RewardConfig)
     base = config.policy.path if isinstance(config, RunConfig) else config.model.path
     objective = "" if isinstance(config, SftConfig) else config.objective.type
+    sections = config.to_mapping()
+    decides = {name: sections[name] for name in _WEIGHTS if sections.get(name) is not None}
+    if own_reward := role == "reward_model":
+        objective = "bradley_terry"
+        decides = {"policy": sections["policy"], "reward": {"train": sections["reward"]["train"]}}
+    scores = own_reward or isinstance(config, RewardConfig)
     inputs = [*_sources(config, role), *made]
     uris = [item.where.removeprefix("hf://") for item in inputs if item.where.startswith("hf://")]
-    sections = config.to_mapping()
-    return _render(
-        "model.md.jinja",
-        config,
-        {
-            "library_name": "transformers",
-            "pipeline_tag": "text-classification" if scores else "text-generation",
-            "base_model": hub_id(base).partition("@")[0],
-            "datasets": list(dict.fromkeys(re.split("[@:]", uri)[0] for uri in uris)),
-            "tags": [
-                "ultramed_rl",
-                config.type,
-                *([objective] if objective and not scores else []),
-                "research",
-            ],
-        },
-        {"policy": sections["policy"], "reward": {"train": sections["reward"]["train"]}}
-        if own_reward
-        else {name: sections[name] for name in _WEIGHTS if sections.get(name) is not None},
-        inputs=inputs,
-        metrics=metrics,
-        role=role,
-        index=index,
-        rounds=rounds,
-        verdict=verdict,
-        base=base,
-        objective="bradley_terry" if own_reward else objective,
-        scores=scores,
-    )
+    front = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-classification" if scores else "text-generation",
+        "base_model": hub_id(base).partition("@")[0],
+        "datasets": list(dict.fromkeys(re.split("[@:]", uri)[0] for uri in uris)),
+        "tags": ["ultramed_rl", config.type, *([objective] if objective and not scores else ()), "research"],
+    }
+    told: Row = {"role": role, "index": index, "rounds": rounds, "verdict": verdict, "metrics": metrics}
+    more = {"base": base, "objective": objective, "scores": scores, "inputs": inputs}
+    return _render("model.md.jinja", config, front, decides, {**told, **more})
 
 
 def data_card(
@@ -200,26 +183,21 @@ def data_card(
         sets = Counter(key.partition(",")[0] for key in ids)  # as in UltraMedical's `MedQA,12`
     splits = [{"split": split, "path": name} for split, name in files.items()]
     synthetic = models or any(before.models for before in earlier)
-    gone = {name for name in counts if _FELL_OUT.match(name)}
-    return _render(
-        "data.md.jinja",
-        config,
-        {
-            "pretty_name": config.run.name,
-            "configs": [{"config_name": "default", "data_files": splits}] if splits else [],
-            "tags": ["ultramed_rl", *(["synthetic"] if synthetic else []), "research"],
-        },
-        {name: sections[name] for name in wanted if sections.get(name) is not None},
-        inputs=[*_sources(config, "policy"), *made],
-        what=re.sub(r" \[[A-Z]\]", "", " ".join((type(step).__doc__ or "").split())),
-        step=step,
-        decontaminates=isinstance(step, Decontaminate),
-        models=models,
-        earlier=earlier,
-        sets=sets,
-        kept={name: count for name, count in counts.items() if name not in gone},
-        gone={name: count for name, count in counts.items() if name in gone and count},
-    )
+    front = {
+        "pretty_name": config.run.name,
+        "configs": [{"config_name": "default", "data_files": splits}] if splits else [],
+        "tags": ["ultramed_rl", *(["synthetic"] if synthetic else []), "research"],
+    }
+    told = {
+        "inputs": [*_sources(config, "policy"), *made],
+        "what": re.sub(r" \[[A-Z]\]", "", " ".join((type(step).__doc__ or "").split())),
+        "decontaminates": isinstance(step, Decontaminate),
+        "kept": {name: count for name, count in counts.items() if not _FELL_OUT.match(name)},
+        "gone": {name: count for name, count in counts.items() if _FELL_OUT.match(name) and count},
+    }
+    told |= {"step": step, "models": models, "earlier": earlier, "sets": sets}
+    decides = {name: sections[name] for name in wanted if sections.get(name) is not None}
+    return _render("data.md.jinja", config, front, decides, told)
 
 
 def _sources(config: ModelConfig | DataSetConfig, role: Role) -> list[Input]:
@@ -300,27 +278,12 @@ def _models(config: DataSetConfig) -> list[tuple[str, str, str]]:
 # -- how they are written ---------------------------------------------------------------------------------
 
 
-def _render(
-    template: str,
-    config: ModelConfig | DataSetConfig,
-    front: Mapping[str, Any],
-    sections: Mapping[str, Any],
-    **values: Any,
-) -> str:
+def _render(template: str, config: ModelConfig | DataSetConfig, front: Row, sections: Row, told: Row) -> str:
     """A card of what the hub is told, the config's sections that decide, and its template's own values."""
-    return (
-        _templates()
-        .get_template(template)
-        .render(
-            config=config,
-            front=front_matter(front),
-            sections=sections,
-            stage=KINDS[config.type].card,
-            in_rounds=isinstance(config, RunConfig),
-            versions=read_versions(config.run.folder),
-            **values,
-        )
-    )
+    values = {"config": config, "front": front_matter(front), "sections": sections, **told}
+    values |= {"stage": KINDS[config.type].card, "in_rounds": isinstance(config, RunConfig)}
+    values["versions"] = read_versions(config.run.folder)
+    return _templates().get_template(template).render(values)
 
 
 @cache

@@ -31,11 +31,9 @@ def digest_inputs(inputs: Iterable[Any]) -> str:
 
 
 def digest_path(path: Path, *, sizes: bool = False, sampled: bool = False) -> str:
-    """SHA-256 of a file's bytes; of a directory, over its files' relative names and digests.
-
-    With `sizes` a directory's files count by their sizes alone: for states of hundreds of GB, which are written
-    and read often and by many. With `sampled` they count by `digest_sampled`.
-    """
+    """SHA-256 of a file's bytes; of a directory, over its files' relative names and digests. With `sizes` a directory's
+    files count by their sizes alone: for states of hundreds of GB, which are written and read often and by many. With
+    `sampled` they count by `digest_sampled`."""
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.is_file())
         of = (lambda p: p.stat().st_size) if sizes else digest_sampled if sampled else digest_path
@@ -63,11 +61,8 @@ _digest_once = lru_cache(4096)(lambda path, size, mtime_ns: digest_path(path))
 
 def digest_sampled(path: Path) -> str:
     """SHA-256 of a file's size, and of blocks of 64 KiB: its first, its last, and one somewhere in each 64th of it; of a
-    safetensors file also of the 4 KiB in each tensor's middle. A smaller file counts whole.
-
-    Tells another training of the same shape apart, be it of one tensor only, in milliseconds; not a byte that was changed
-    by hand.
-    """
+    safetensors file also of the 4 KiB in each tensor's middle. A smaller file counts whole. Tells another training of
+    the same shape apart, be it of one tensor only, in milliseconds; not a byte that was changed by hand."""
     size = path.stat().st_size
     hasher = hashlib.sha256(f"{size}".encode())
     with path.open("rb") as file:
@@ -86,12 +81,8 @@ def digest_sampled(path: Path) -> str:
 
 def read_header(file: BinaryIO) -> tuple[int, dict[str, dict[str, Any]]]:
     """Where the tensors of a safetensors file begin, and what its header says of each (type, shape, data_offsets) by name.
-
-    The header's length is in the file's first 8 bytes, little-endian; then it comes, a JSON object.
-
-    Raises:
-        ValueError: it has no such header.
-    """
+    The header's length is in the file's first 8 bytes, little-endian; then it comes, a JSON object. Raises ValueError:
+    it has no such header."""
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")
     try:

@@ -82,13 +82,7 @@ class Tally:
 class RecordLog:
     """The one writer of a stage's results. Use as a context: its end commits what waits."""
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        retry_failed: bool = False,
-        batch: int = COMMIT_RECORDS,
-    ) -> None:
+    def __init__(self, folder: Path, *, retry_failed: bool = False, batch: int = COMMIT_RECORDS) -> None:
         """Begin in `folder`, or take up what is there.
 
         Args:
@@ -139,11 +133,8 @@ class RecordLog:
         return int(first)
 
     def holds(self, place: int, key: str) -> bool:
-        """Whether the record at this place of the input, from 0, is done.
-
-        Raises:
-            ValueError: another record stood there when it was done.
-        """
+        """Whether the record at this place of the input, from 0, is done. Raises ValueError: another record stood there
+        when it was done."""
         find = "SELECT number, status FROM done WHERE place = ?"
         number, status = self._database.execute(find, (place,)).fetchone() or (None, "retry")
         if number not in (None, _number(key)):
@@ -154,11 +145,7 @@ class RecordLog:
         return bool(status != "retry")
 
     def add(self, entry: Entry) -> None:
-        """Keep what became of a record that is not done.
-
-        Raises:
-            RuntimeError: the disk is full.
-        """
+        """Keep what became of a record that is not done. Raises RuntimeError: the disk is full."""
         with self._explained():
             new = self._database.execute(_ADD, astuple(entry)).rowcount
         assert new == 1, f"record {entry.place} is done twice"
@@ -177,11 +164,7 @@ class RecordLog:
             self._waiting = 0
 
     def expect(self, records: int) -> None:
-        """The input has ended, and had so many records.
-
-        Raises:
-            ValueError: more of them are done.
-        """
+        """The input has ended, and had so many records. Raises ValueError: more of them are done."""
         (done,) = self._database.execute("SELECT COALESCE(MAX(place) + 1, 0) FROM done").fetchone()
         if done > records:
             raise ValueError(

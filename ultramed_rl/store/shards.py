@@ -75,13 +75,9 @@ class RecordFiles(LazySequence[T]):
 
 
 class ShardedPhase(Generic[T]):
-    """One phase of a folder. What a killed run kept is there; `finish` makes the rest final.
-
-    The records of one key are kept together, so that after a kill each key is there wholly or not at all.
-
-    Raises:
-        ValueError: the finished phase is of other inputs, or not what was written.
-    """
+    """One phase of a folder. What a killed run kept is there; `finish` makes the rest final. The records of one key are
+    kept together, so that after a kill each key is there wholly or not at all. Raises ValueError: the finished phase is
+    of other inputs, or not what was written."""
 
     def __init__(self, folder: ArtifactFolder, name: str, kind: type[T], *inputs: Any) -> None:
         self.folder, self.name, self.kind, self.inputs = folder, name, kind, inputs
@@ -118,11 +114,9 @@ class ShardedPhase(Generic[T]):
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Within, files are written by a thread, and the caller goes on meanwhile; at the end they are there. What is
-        kept outlives an error and Ctrl-C: it is in a file when these are raised on.
-
-        What the thread raises is raised by the next `keep` or `flush`, or else at the end.
-        """
+        """Within, files are written by a thread, and the caller goes on meanwhile; at the end they are there. What is kept
+        outlives an error and Ctrl-C: it is in a file when these are raised on. What the thread raises is raised by the
+        next `keep` or `flush`, or else at the end."""
         try:
             with ThreadPoolExecutor(1, thread_name_prefix=f"write-{self.name}") as self._writer:
                 try:
@@ -192,11 +186,8 @@ def in_order(records: Iterable[T], key: Callable[[T], str], order: Sequence[str]
 
 
 def read_columns(path: Path, *columns: str) -> pa.Table:
-    """Columns of a parquet file, or of a folder of such, in the files' order; all if none is named.
-
-    Raises:
-        ValueError: one that cannot be read.
-    """
+    """Columns of a parquet file, or of a folder of such, in the files' order; all if none is named. Raises ValueError: one
+    that cannot be read."""
     tables = []
     for file in shard_files(path) or [path]:
         with told_of(file), pq.ParquetFile(file) as parquet:
@@ -294,11 +285,8 @@ class RoundPairs(LazySequence[PreferenceGroup]):
 
 
 def read_references(folder: Path, ids: Sequence[str]) -> list[ReferenceLogprobs]:
-    """The reference logprobs of these groups, in their order.
-
-    Raises:
-        ValueError: files that cannot be read, or without one of them.
-    """
+    """The reference logprobs of these groups, in their order. Raises ValueError: files that cannot be read, or without one
+    of them."""
     file = folder / "reference.parquet"
     table = read_columns(file)
     rows = pc.index_in(pa.array(ids, type=pa.string()), value_set=table["group_id"])

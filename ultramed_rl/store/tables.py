@@ -152,14 +152,12 @@ def table_of_records(records: Sequence[Any], kind: type) -> pa.Table:
     """Records of one kind as the table that is written. Columns are made of whole lists: no row is ever a dict."""
     columns = _columns(kind, records)
     if kind is PreferenceGroup:
-        derived: dict[str, Any] = {
-            "group_id": [group.group_id for group in records],
-            "chosen": [[Message(role="assistant", content=group.chosen.text)] for group in records],
-            "rejected": [[Message(role="assistant", content=group.rejected.text)] for group in records],
-            "margin": [group.margin for group in records],
-        }
-        hints = {"group_id": str, "chosen": _TURNS, "rejected": _TURNS, "margin": float}
-        columns = _renamed(columns) | {name: _array(derived[name], hint) for name, hint in hints.items()}
+        sides = {"chosen": [g.chosen for g in records], "rejected": [g.rejected for g in records]}
+        for side, answers in sides.items():
+            turns = [[Message(role="assistant", content=answer.text)] for answer in answers]
+            columns[side] = _array(turns, _TURNS)
+        ids, margins = _array([g.group_id for g in records], str), _array([g.margin for g in records], float)
+        columns = _renamed(columns) | {"group_id": ids, "margin": margins}
     schema = schema_of(kind)
     return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
 

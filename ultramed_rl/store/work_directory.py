@@ -31,45 +31,25 @@ from ultramed_rl.store.atomic import (
     remove_leftovers,
     without_non_finite,
     write_json,
-    write_whole,
+    write_text,
 )
 from ultramed_rl.store.digests import key_number
-from ultramed_rl.store.environment import FILE as ENVIRONMENT
-from ultramed_rl.store.environment import write_environment
-from ultramed_rl.store.remote import OWN, RemoteCopy, check_url
-from ultramed_rl.store.run_reader import RunReader, read_rows
+from ultramed_rl.store.remote import OWN, RemoteCopy
+from ultramed_rl.store.remote_folder import RemoteFolder
+from ultramed_rl.store.run_reader import ENVIRONMENT, RunReader, describe_environment, read_rows
 from ultramed_rl.store.shards import read_columns
 
 Metrics = dict[str, float]
 INPUTS = "inputs.json"
-# Keys whose change doesn't change what a run computes.
-_HARMLESS = (
-    *(
-        "run.directory",
-        "run.scratch",
-        "run.publish_every_s",
-        "run.keep_checkpoints",
-        "checkpoint.",
-        "tracking.",
-    ),
-    *("cluster.address", "cluster.start_timeout_s", "cluster.faults.", "cluster.workers", "max_failed_share"),
+# Keys whose change doesn't change what a run computes. A reward server or judge may have moved: its address never told what
+# answers there, so that another address tells no more than the same one. A judge's model, which decides, is named beside it.
+_HARMLESS = re.compile(
+    r"run\.(directory|scratch|publish_every_s|keep_checkpoints)|checkpoint\.|tracking\.|max_failed_share"
+    r"|cluster\.(address|start_timeout_s|faults\.|workers)"
+    r"|((reward\.terms|evaluation\.judges)\.\d+|benchmarks\.judge)\.(.+\.)?"
+    r"(url|base_url|token_env|api_key_env|timeout_s|retries|concurrency|batch_size|cache)$"
+    rf"|generators\.(.+\.)?({'|'.join(Endpoint.model_fields.keys() - DECIDES)})$"
 )
-# A reward server or judge may have moved: its address never told what answers there, so that another address tells no more
-# than the same one. A judge's model, which decides, is named beside it.
-_SERVICE = re.compile(r"(reward\.terms|evaluation\.judges)\.\d+\.|benchmarks\.judge\.")
-_WHERE = {
-    "url",
-    "base_url",
-    "token_env",
-    "api_key_env",
-    "timeout_s",
-    "retries",
-    "concurrency",
-    "batch_size",
-    "cache",
-}
-_ENDPOINT_LIMITS = Endpoint.model_fields.keys() - DECIDES
-
 # Of a committed round what cannot be made again by itself: later rounds follow from it.
 _FOLLOWED = ("scored", "checkpoint", "reference_model")
 
@@ -104,7 +84,8 @@ class WorkDirectory:
             ValueError: it is there and `resume` isn't set, it is of another config or of other inputs, or it is in use.
             RuntimeError: the disk is full, or the URL cannot be reached.
         """
-        check_url(config)
+        if config.run.url is not None:
+            RemoteFolder(config.run.url)  # which refuses what nothing opens, before anything is made
         # Workers on other nodes, or of a cluster that was there before, have other working directories.
         path = config.run.folder.absolute()
         path.mkdir(parents=True, exist_ok=True)
@@ -118,7 +99,7 @@ class WorkDirectory:
 
     def _take_up(self, resume: bool, inputs: Callable[[], Mapping[str, str]]) -> None:
         """Check against an earlier start, clear what a killed run left, keep inputs and config. Holds the lock."""
-        saved, text = self.path / "config.yaml", dump_config(self.config)
+        saved = self.path / "config.yaml"
         if self.config.run.url is not None:
             self._remote = RemoteCopy(self.config.run.url, self.path, self.config.run.publish_every_s)
             self._remote.take_up(lambda saved: self._check_saved(saved, resume))
@@ -126,8 +107,9 @@ class WorkDirectory:
             self._check_saved(saved, resume)
         self._keep_inputs(inputs(), begun=saved.is_file())
         remove_leftovers(self.path)
-        write_whole(saved, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-        write_environment(self.path)
+        write_text(saved, dump_config(self.config))
+        if not (environment := self.path / ENVIRONMENT).is_file():  # the first start's stays
+            write_json(environment, describe_environment())
         if self._remote is not None:
             self._remote.start()
 
@@ -201,16 +183,12 @@ class WorkDirectory:
         """Forget all other lines of `metrics.jsonl`, and what a killed run wrote by halves."""
         path = self.path / "metrics.jsonl"
         if path.is_file():
-            text = "".join(json.dumps(row) + "\n" for row in read_rows(path) if wanted(row))
-            write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+            write_text(path, "".join(json.dumps(row) + "\n" for row in read_rows(path) if wanted(row)))
 
 
 class StageDirectory(WorkDirectory):
-    """The store of a stage.
-
-    data/ and reference.parquet are made before the first step, states/step-000000040/ and best/ on the way,
-    model/ at the end.
-    """
+    """The store of a stage. data/ and reference.parquet are made before the first step, states/step-000000040/ and best/ on
+    the way, model/ at the end."""
 
     @property
     def artifacts(self) -> ArtifactFolder:
@@ -318,11 +296,9 @@ class RunDirectory(WorkDirectory):
         Looked at are each round's commit, the manifests of the phases that it names, and what these left: records (prompts,
         scored answers, pairs, reference logprobs, evaluations) byte by byte; checkpoints by sampled blocks of 64 KiB, those
         that were pruned not at all. The checkpoint that a run goes on from is read whole when it is taken up. A round that
-        isn't committed is verified phase by phase as it is read back.
-
-        Raises:
-            ValueError: naming the file that is another one. Records whose manifest is gone are no error: they follow from
-                what is there, and are made again. What other rounds follow from is not: answers, and weights.
+        isn't committed is verified phase by phase as it is read back. Raises ValueError: naming the file that is another
+        one. Records whose manifest is gone are no error: they follow from what is there, and are made again. What other
+        rounds follow from is not: answers, and weights.
         """
         for file in sorted((self.path / "rounds").glob("[0-9]*/commit.json")):
             phases, folder = read_json(file).get("phases"), ArtifactFolder(file.parent)
@@ -379,13 +355,4 @@ def _step_name(step: int) -> str:
 
 def changed_settings(before: AnyConfig, now: AnyConfig) -> list[str]:
     """The keys, `key: before -> now`, in which two configs differ and of which it matters for what a run computes."""
-    lines = config_difference(before, now)
-    return [line for line in lines if not _is_harmless(line.partition(":")[0])]
-
-
-def _is_harmless(key: str) -> bool:
-    if _SERVICE.match(key):
-        return key.rpartition(".")[2] in _WHERE
-    return key.startswith(_HARMLESS) or (
-        key.startswith("generators.") and key.rpartition(".")[2] in _ENDPOINT_LIMITS
-    )
+    return [line for line in config_difference(before, now) if not _HARMLESS.match(line.partition(":")[0])]

@@ -12,7 +12,6 @@ A phase is a bar in a terminal, plain lines elsewhere, events for programs.
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +19,7 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 from functools import partial
 from typing import Any, Literal, TextIO
 
+from ultramed_rl.store.atomic import without_non_finite
 from ultramed_rl.tracking.heartbeat import Count, at_work
 
 _LINE_EVERY_S = 10.0
@@ -73,7 +73,7 @@ def tell(event: str, **fields: Any) -> None:
     """An event for programs: one JSON object on a line, if they asked for any. A non-finite number is null."""
     if _manner == "json":
         payload = {"event": event, "time": round(time.time(), 3), **fields}
-        _write(json.dumps(_finite(payload), allow_nan=False, default=str))
+        _write(json.dumps(without_non_finite(payload), allow_nan=False, default=str))
 
 
 def tell_result(ok: bool, **fields: Any) -> None:
@@ -92,15 +92,6 @@ def _write(line: str) -> None:
         _machine.flush()
     except (OSError, ValueError):  # nobody reads any more: no reason to stop a training
         _machine = None
-
-
-def _finite(value: Any) -> Any:
-    """As the store's `without_non_finite`, which this does not load: `doctor` tells of a machine that lacks its packages."""
-    if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Bar:

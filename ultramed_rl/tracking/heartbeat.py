@@ -96,11 +96,8 @@ class Heartbeat:
 
 @contextmanager
 def watched(directory: Path, stages: Sequence[str] = ()) -> Iterator[None]:
-    """Keep `status.json` in a directory up to date while its run goes on.
-
-    Args:
-        stages: of a recipe, all of its stages in their order.
-    """
+    """Keep `status.json` in a directory up to date while its run goes on. `stages`: of a recipe, all of its stages in their
+    order."""
     heartbeat = Heartbeat(directory, stages)
     _current.append(heartbeat)
     state, words = "finished", ""

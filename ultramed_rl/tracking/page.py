@@ -125,11 +125,8 @@ def clean_text(text: str) -> str:
 
 
 def figure_text(text: str, most: int = 120, width: int = 0) -> str:
-    """A foreign text as plotly shows it literally: one line, cut to `most` characters, no tags.
-
-    Args:
-        width: break into lines of at most about so many characters; 0 for one line.
-    """
+    """A foreign text as plotly shows it literally: one line, cut to `most` characters, no tags. `width`: break into lines
+    of at most about so many characters; 0 for one line."""
     words = " ".join(clean_text(text).split())
     words = words if len(words) <= most else words[: most - 1].rstrip() + "…"
     lines = wrap(words, width) if width else [words]

@@ -78,11 +78,8 @@ def round_samples(folder: Path, index: int, seed: int, prompts: int) -> list[Ans
 
 
 def made_in_round(folder: Path, index: int, start: str) -> list[Made]:
-    """A round's completions, pairs and policy with their lineage, as far as the round has come.
-
-    Args:
-        start: the path of policy 0, which stands for its digest.
-    """
+    """A round's completions, pairs and policy with their lineage, as far as the round has come. `start`: the path of policy
+    0, which stands for its digest."""
     from ultramed_rl.store.run_reader import read_whole
 
     earlier = (read_whole(folder.with_name(f"{i:03d}") / "checkpoint.json") for i in reversed(range(index)))
@@ -103,11 +100,8 @@ def made_in_round(folder: Path, index: int, start: str) -> list[Made]:
 
 
 def made_by_stage(directory: Path, start: str) -> list[Made]:
-    """The model of a finished offline stage, or the records of a data stage.
-
-    Args:
-        start: the path of the model that the stage began with; nothing for a data stage.
-    """
+    """The model of a finished offline stage, or the records of a data stage. `start`: the path of the model that the stage
+    began with; nothing for a data stage."""
     from ultramed_rl.store.run_reader import read_whole
 
     data, made = read_whole(directory / "data.json"), []

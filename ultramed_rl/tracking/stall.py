@@ -44,10 +44,8 @@ class RoleState:
 
 
 def explain_wait(states: Sequence[RoleState]) -> list[str]:
-    """Who waits for whom, a line each with the depths of their queues; none where all have work, or none is left.
-
-    Workers that are missing come first, then who is held back, then who has nothing to do.
-    """
+    """Who waits for whom, a line each with the depths of their queues; none where all have work, or none is left. Workers
+    that are missing come first, then who is held back, then who has nothing to do."""
     by_role = {state.role: state for state in states}
     waits = [wait for state in states for wait in _waits(state, by_role)]
     return [line for _, line in sorted(waits, key=lambda wait: wait[0])]
@@ -82,11 +80,8 @@ def _waits(state: RoleState, by_role: dict[str, RoleState]) -> Iterator[tuple[in
 
 
 class StallWatch:
-    """Says that nothing finishes anywhere though there is work, again at doubling intervals, and when it goes on.
-
-    Args:
-        clock: seconds that only grow.
-    """
+    """Says that nothing finishes anywhere though there is work, again at doubling intervals, and when it goes on. `clock`:
+    seconds that only grow."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock, self._next_s = clock, _AFTER_S
@@ -101,10 +96,10 @@ class StallWatch:
         # At a telling nothing had finished for that long: what finishes then is that much later.
         if self._stalled_since is not None and last > self._stalled_since + 0.5 * _AFTER_S:
             stalled_s = last - self._stalled_since
-            self._forget(last)
+            self.restart(last)
             return f"goes on again after {_seconds(stalled_s)}"
         if not any(state.under_way for state in states):
-            self._forget(None)
+            self.restart()
             return None
         if self._work_since is None:
             self._work_since = now
@@ -117,11 +112,8 @@ class StallWatch:
             self._next_s *= 2
         return f"nothing has finished for {_seconds(now - since)}: {'; '.join(map(str, states))}"
 
-    def restart(self) -> None:
-        """Nothing was to finish until now, as while the policy trains."""
-        self._forget(None)
-
-    def _forget(self, work_since: float | None) -> None:
+    def restart(self, work_since: float | None = None) -> None:
+        """Nothing was to finish until now, as while the policy trains; or until then."""
         self._stalled_since, self._next_s, self._work_since = None, _AFTER_S, work_since
 
 

@@ -21,8 +21,7 @@ from ultramed_rl.store.run_reader import CONFIG, Metrics, Row, RunReader, read_r
 from ultramed_rl.tracking.console import manner, say, tell
 from ultramed_rl.tracking.heartbeat import STATUS, is_alive
 from ultramed_rl.tracking.tables import duration, render_rounds, render_table, spoken
-from ultramed_rl.tracking.timeline import TIMELINE
-from ultramed_rl.tracking.utilisation import recent_utilisation
+from ultramed_rl.tracking.timeline import TIMELINE, recent_utilisation
 from ultramed_rl.tracking.verdict import run_verdict
 
 State = Literal["waiting", "running", "finished", "failed", "interrupted", "stopped"]
@@ -123,12 +122,8 @@ class Status:
 
 
 def read_status(directory: Path) -> Status:
-    """How the run in a directory stands.
-
-    Raises:
-        ValueError: there is no run in it, or its config isn't what was written. Of other damaged files it tells as if they
-            weren't there.
-    """
+    """How the run in a directory stands. Raises ValueError: there is no run in it, or its config isn't what was written. Of
+    other damaged files it tells as if they weren't there."""
     if (directory / CONFIG).is_file():
         return _run_status(directory)
     heart = _heartbeat(directory)

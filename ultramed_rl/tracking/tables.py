@@ -142,7 +142,6 @@ def number(value: Any, form: str = ".3g") -> str:
 
 
 def stars(p_value: float | None) -> str:
-    """The mark of a p-value."""
     return "" if p_value is None else "*" * sum(p_value < bound for bound in (0.05, 0.01, 0.001))
 
 
@@ -157,5 +156,4 @@ def duration(seconds: float) -> str:
 
 
 def spoken(name: str) -> str:
-    """A metric's name as words."""
     return name.replace("_", " ")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from typing import Any, Literal, Self
 
 from ultramed_rl.kinds import VERDICT
@@ -201,13 +202,8 @@ def give_verdict(
 
 def _fallen_since(rows: Sequence[Metrics], name: str) -> int | None:
     """The first of the last rounds in a row in which a judge had fallen; None where it has not in the last."""
-    since = None
-    for row in reversed(rows):
-        change = MeasuredChange.of(row, name)
-        if change is None or change.sign >= 0:
-            break
-        since = int(row["round"])
-    return since
+    fell = lambda row: (change := MeasuredChange.of(row, name)) is not None and change.sign < 0
+    return min((int(row["round"]) for row in takewhile(fell, reversed(rows))), default=None)
 
 
 def run_verdict(run: RunReader) -> RunVerdict | None:

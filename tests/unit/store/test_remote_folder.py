@@ -29,7 +29,6 @@ from ultramed_rl.config import ConfigError
 from ultramed_rl.store import RunDirectory
 from ultramed_rl.store.remote import (
     RemoteCopy,
-    check_url,
 )
 from ultramed_rl.store.remote_folder import WRITER, Lease, LostLease, RemoteFolder, Writer
 
@@ -228,7 +227,7 @@ def test_a_url_that_nothing_opens_is_refused_with_the_fix(tmp_path: Path, direct
     if package and importlib.util.find_spec(package):
         pytest.skip(f"{package} is installed")
     with pytest.raises(ValueError, match=f"^{directory}.*{named}") as refused:
-        check_url(config(tmp_path, url=directory))
+        RemoteFolder(directory)
     assert "\n" not in str(refused.value)
     with pytest.raises(ValueError, match=f"^{directory}.*{named}"):
         RunDirectory.open(config(tmp_path, url=directory), resume=False)

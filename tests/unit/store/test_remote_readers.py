@@ -33,9 +33,8 @@ from ultramed_rl.http.session import ReplyRecord
 from ultramed_rl.records import Prompt
 from ultramed_rl.stages.data.run import make_data
 from ultramed_rl.store import ArtifactFolder, RunDirectory
-from ultramed_rl.store.remote import INDEX, list_finished
+from ultramed_rl.store.remote import INDEX, at_hand, list_finished
 from ultramed_rl.store.remote_folder import WRITER, RemoteFolder
-from ultramed_rl.store.remote_reader import at_hand
 
 ROWS = [
     {"id": f"S,{n}", "type": "Open", "conversations": [{"from": "human", "value": f"What does drug {n} do?"}]}

@@ -25,18 +25,16 @@ from ultramed_rl.tracking.timeline import (
     CONTROLLER,
     TIMELINE,
     Joiner,
-    Span,
-    Timeline,
-    read_spans,
-    span_line,
-    trace_events,
-)
-from ultramed_rl.tracking.utilisation import (
     Load,
     RunningUtilisation,
+    Span,
+    Timeline,
     phase_windows,
+    read_spans,
     recent_utilisation,
     run_windows,
+    span_line,
+    trace_events,
     utilisation_table,
     workers_of,
 )
@@ -346,7 +344,7 @@ def test_the_phase_at_hand_counts_what_has_ended_since_it_began(tmp_path: Path) 
 
 def test_of_a_long_timeline_the_end_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / TIMELINE, [span("reward-0", 10 * i, 10 * i + 5) for i in range(1000)])
-    monkeypatch.setattr("ultramed_rl.tracking.utilisation._TAIL_BYTES", 2000)
+    monkeypatch.setattr("ultramed_rl.tracking.timeline._TAIL_BYTES", 2000)
     assert recent_utilisation(path, AT) == pytest.approx({"reward": 0.5}, abs=0.03)
 
 

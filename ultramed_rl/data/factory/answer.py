@@ -22,17 +22,7 @@ from ultramed_rl.data.factory.instructions import (
     read_instruction,
     split_options,
 )
-from ultramed_rl.data.factory.step import (
-    Ask,
-    Drop,
-    End,
-    Form,
-    Keep,
-    Row,
-    assistant,
-    name_of,
-    user,
-)
+from ultramed_rl.data.factory.step import Ask, Drop, End, Form, Keep, Row, assistant, name_of, user
 from ultramed_rl.data.likeness import Embed, check_unit_vectors, normalise_text, read_stem
 from ultramed_rl.data.vignettes import read_letter as closing_letter
 from ultramed_rl.records import Message
@@ -171,13 +161,9 @@ class ExemplarIndex:
         return len(self._solved)
 
     def __call__(self, row: Row) -> tuple[tuple[str, str], ...]:
-        """(question, answer) of the nearest records of the row's kind, most similar first, then as in `rows`.
-
-        Never the record itself, by its id or by the words of its stem, and no question twice.
-
-        Raises:
-            Misfit: the row isn't a question.
-        """
+        """(question, answer) of the nearest records of the row's kind, most similar first, then as in `rows`. Never the
+        record itself, by its id or by the words of its stem, and no question twice. Raises Misfit: the row isn't a
+        question."""
         question = read_instruction(row)
         kind, key = "choice" if question.key else "open", read_stem(question.text).key
         if not (self._most and self._solved and key):

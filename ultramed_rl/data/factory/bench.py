@@ -91,11 +91,7 @@ def pair_kinds(pair: Row, rules: Bench) -> list[str]:
 
 
 def pair_id(pair: Row) -> str:
-    """The pair's own id.
-
-    Raises:
-        ValueError: it isn't a pair of the factory.
-    """
+    """The pair's own id. Raises ValueError: it isn't a pair of the factory."""
     metadata = pair.get("metadata")
     name = metadata.get("pair_id") if isinstance(metadata, Mapping) else None
     if not isinstance(name, str) or not {"chosen", "rejected", "prompt"} <= pair.keys():

@@ -27,12 +27,9 @@ LEAST = 2  # candidates of a record, or there is nothing to compare
 
 @dataclass(frozen=True)
 class CandidateStep:
-    """A record to one model's answer to it: the record with `candidate`, or a failure.
-
-    Fails by: too_long (the instruction has more than `most_words` words), empty (nothing
-    said, or thoughts that never end), unfinished (where config fails such). An answer that the generator knows
-    to be cut off doesn't get here: it is an error of its request.
-    """
+    """A record to one model's answer to it: the record with `candidate`, or a failure. Fails by: too_long (the instruction
+    has more than `most_words` words), empty (nothing said, or thoughts that never end), unfinished (where config fails
+    such). An answer that the generator knows to be cut off doesn't get here: it is an error of its request."""
 
     config: Candidates
     model: str

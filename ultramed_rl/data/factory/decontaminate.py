@@ -23,8 +23,8 @@ import pyarrow as pa
 from scipy.sparse import csr_array
 
 from ultramed_rl.config.factory import Decontaminate
-from ultramed_rl.data.factory.columns import named_instruction
 from ultramed_rl.data.factory.hashing import hash_set
+from ultramed_rl.data.factory.instructions import named_instruction
 from ultramed_rl.data.likeness import (
     Embed,
     NearRule,
@@ -58,11 +58,9 @@ class BenchmarkItem:
 
 @dataclass(frozen=True)
 class Contaminated:
-    """A row to remove, the first rule that says so, and the item that it is alike to.
-
-    `distance` is 0 (exact), 1 - the shared part of the item's n-grams (ngram), or squared L2 or 1 - the shared part of
-    the content, whichever is less (near).
-    """
+    """A row to remove, the first rule that says so, and the item that it is alike to. `distance` is 0 (exact), 1 - the
+    shared part of the item's n-grams (ngram), or squared L2 or 1 - the shared part of the content, whichever is less
+    (near)."""
 
     record_id: str
     rule: Rule
@@ -99,11 +97,8 @@ class Decontaminator:
         self._near = NearItems(self._stems, embed, rule)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-        """A block of rows -> a table of its contaminated ones, with the fields of `Contaminated`.
-
-        Raises:
-            ValueError: a row without an id or an instruction.
-        """
+        """A block of rows -> a table of its contaminated ones, with the fields of `Contaminated`. Raises ValueError: a row
+        without an id or an instruction."""
         named = [named_instruction(row, self._config.columns) for row in rows]
         removals = self.search([name for name, _ in named], [text for _, text in named])
         return pa.Table.from_pylist([vars(one) for one in removals], schema=_SCHEMA)
@@ -199,11 +194,9 @@ class _Held:
 
 
 class NearItems:
-    """Items, and all texts within a squared L2 distance and a relative difference of lengths.
-
-    Both sides are taken in the order of their lengths, so that a block of rows is held against those items alone whose
-    lengths come near to its own: nothing is missed, and the most is never looked at.
-    """
+    """Items, and all texts within a squared L2 distance and a relative difference of lengths. Both sides are taken in the
+    order of their lengths, so that a block of rows is held against those items alone whose lengths come near to its own:
+    nothing is missed, and the most is never looked at."""
 
     def __init__(self, items: Sequence[Stem], embed: Embed, rule: NearRule) -> None:
         """Raises ValueError where `embed` gives other than one unit vector a text."""

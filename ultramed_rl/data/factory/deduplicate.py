@@ -22,8 +22,8 @@ import pyarrow.compute as pc
 
 from ultramed_rl.config.factory import Deduplicate
 from ultramed_rl.data.content import read_tokens
-from ultramed_rl.data.factory.columns import named_instruction
 from ultramed_rl.data.factory.hashing import BANDS, hash_set, minhash_keys
+from ultramed_rl.data.factory.instructions import named_instruction
 from ultramed_rl.data.likeness import Stem, content_marks, read_stem, same_question
 from ultramed_rl.store.digests import key_number
 

@@ -12,13 +12,7 @@ from typing import Any
 from ultramed_rl.config.factory_steps import Feedback
 from ultramed_rl.data.chats import read_turns
 from ultramed_rl.data.factory.instructions import question_text, read_instruction
-from ultramed_rl.data.factory.judgements import (
-    Order,
-    Verdict,
-    contradictions,
-    judged_row,
-    read_candidates,
-)
+from ultramed_rl.data.factory.judgements import Order, Verdict, contradictions, judged_row, read_candidates
 from ultramed_rl.data.factory.step import (
     Ask,
     End,

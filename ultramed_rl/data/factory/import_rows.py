@@ -24,14 +24,8 @@ _KEY_ROWS = 1000  # that a part of an input is told by how its keys count
 
 
 def import_rows(config: DataConfig, step: Records, counts: Counter[str]) -> Iterator[Row]:
-    """Records of the input's rows, in order.
-
-    Args:
-        counts: gains rows (read), misfit and, by reason, misfit_NAME.
-
-    Raises:
-        SourceError: an unreadable source, keys that may be meant in two ways, or too many misfits.
-    """
+    """Records of the input's rows, in order. `counts`: gains rows (read), misfit and, by reason, misfit_NAME. Raises
+    SourceError: an unreadable source, keys that may be meant in two ways, or too many misfits."""
     numbers, columns = count(1), dict[str, None]()
 
     def parse(row: Row) -> Row:

@@ -1,4 +1,5 @@
-"""UltraMedical's records, read and written by structure; and multiple-choice questions as a model writes them.
+"""UltraMedical's records, read and written by structure; multiple-choice questions as a model writes them; and the instruction of
+any row, wherever its columns are.
 
 {"id", "type", "conversations": [{"from": "human", ...}, {"from": "gpt", ...}], "answer", "score"}; a
 multiple-choice question is its stem, a blank line, and a line "A. ..." per option.
@@ -7,11 +8,12 @@ multiple-choice question is its stem, a blank line, and a line "A. ..." per opti
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from string import ascii_uppercase
-from typing import Any
+from typing import Any, TypeVar
 
+from ultramed_rl.config.factory import Columns
 from ultramed_rl.data.chats import Misfit, read_turns
 from ultramed_rl.data.choices import Keys, Options
 from ultramed_rl.data.factory.step import Miss, Row, Schema, object_schema, read_text
@@ -19,6 +21,8 @@ from ultramed_rl.data.vignettes import Instruction, last_run, plain_option
 
 CHOICE_TYPES = ("Exam", "Literature")
 NO_JSON = Miss("unreadable_reply", "it is not a JSON object of the form asked for")
+AnyRow = TypeVar("AnyRow", bound=Mapping[str, Any])
+Removal = TypeVar("Removal")  # Contaminated, Repeated, or any other record of why
 _TEXT = {"type": "string"}
 _OPTION = re.compile(r"([A-Z])\. (\S.*)")
 
@@ -37,13 +41,9 @@ def question_text(row: Row) -> str:
 
 
 def read_instruction(row: Row) -> Instruction:
-    """The record's question.
-
-    It is multiple choice if its text ends in lettered options and its `answer` is one of their letters, or its text.
-
-    Raises:
-        Misfit: as `question_text`; or its type is Exam or Literature, and it has no options or no key.
-    """
+    """The record's question. It is multiple choice if its text ends in lettered options and its `answer` is one of their
+    letters, or its text. Raises Misfit: as `question_text`; or its type is Exam or Literature, and it has no options or
+    no key."""
     text = question_text(row)
     stem, options = split_options(text)
     key = row.get("answer")
@@ -57,10 +57,8 @@ def read_instruction(row: Row) -> Instruction:
 
 
 def split_options(text: str) -> tuple[str, dict[str, str]]:
-    """Stem and options of a text that ends in two or more lines A., B., ...; else the text and no options.
-
-    What isn't in that form stays in the stem whole: no line is ever dropped for its place alone.
-    """
+    """Stem and options of a text that ends in two or more lines A., B., ...; else the text and no options. What isn't in
+    that form stays in the stem whole: no line is ever dropped for its place alone."""
     lines = text.strip().split("\n")
     run = last_run([line.strip() for line in lines], _OPTION, over="nothing", least=2)
     stem = "\n".join(lines[: run.start]).rstrip()
@@ -141,3 +139,57 @@ def _options(value: Any, letters: str) -> dict[str, str] | None:
     if all(bare[letter] != texts[letter] for letter in letters):
         texts = bare
     return texts if all(texts.values()) else None
+
+
+# -- of any rows, wherever their columns are ----------------------------------------------------------------
+
+
+def named_instruction(row: Mapping[str, Any], columns: Columns) -> tuple[str, str]:
+    """(id, instruction) of a row. Of a chat the instruction is its first user turn. Raises ValueError: no id, or neither a
+    text nor a chat in the instruction's column."""
+    name, value = row.get(columns.id), row.get(columns.instruction)
+    if name in (None, ""):
+        raise ValueError(
+            f"row {str(dict(row))[:80]}: nothing in column {columns.id!r}; name the ids' column in columns.id"
+        )
+    if isinstance(value, str):
+        return str(name), value
+    try:
+        turns = read_turns(dict(row), columns.instruction)
+        return str(name), next(turn["content"] for turn in turns if turn["role"] == "user")
+    except (Misfit, StopIteration) as error:
+        why = f" ({error})" if isinstance(error, Misfit) else ""
+        raise ValueError(
+            f"row {name}: column {columns.instruction!r} holds {value!r:.40}, neither a text nor a chat with a user "
+            f"turn{why}; name the instructions' column in columns.instruction"
+        ) from None
+
+
+def split_removed(
+    rows: Iterable[AnyRow], columns: Columns, removals: Mapping[str, Removal]
+) -> Iterator[tuple[AnyRow, Removal | None]]:
+    """The rows in order, each with its removal, or with None if it stays.
+
+    Args:
+        rows: those that were searched, again.
+        columns: where the rows' ids are; the ones that the search was given.
+        removals: by the id of a row to remove, why. Each must be met once: rows and search belong together.
+
+    Raises:
+        ValueError: two rows of one id of `removals`; at the end, an id that no row has; or a row without an id or
+            an instruction.
+    """
+    met: set[str] = set()
+    for row in rows:
+        name, _ = named_instruction(row, columns)
+        if name in met:
+            raise ValueError(f"id {name!r}: is to be removed and two rows have it; give every row its own id")
+        if name in removals:
+            met.add(name)
+        yield row, removals.get(name)
+    if len(met) < len(removals):
+        missing = next(name for name in removals if name not in met)
+        raise ValueError(
+            f"id {missing!r}: is to be removed ({len(removals) - len(met)} such ids) and no row has it; give the "
+            "rows that were searched, or search again"
+        )

@@ -149,13 +149,9 @@ class ModelTable:
 
 
 def model_table(rows: Iterable[Row]) -> ModelTable:
-    """The table over judged rows, in one pass; memory holds a few numbers for every two models.
-
-    The higher overall score wins, and equal ones tie; a rank is given also where the judge sees no difference.
-
-    Raises:
-        ValueError: no rows, a row that no judge wrote, or a model twice in one record.
-    """
+    """The table over judged rows, in one pass; memory holds a few numbers for every two models. The higher overall score
+    wins, and equal ones tie; a rank is given also where the judge sees no difference. Raises ValueError: no rows, a row
+    that no judge wrote, or a model twice in one record."""
     sums: dict[str, list[float]] = defaultdict(lambda: [0, 0.0, 0.0])  # answers, ranks, scores
     wins: dict[tuple[str, str], float] = defaultdict(float)
     for row in rows:

@@ -65,11 +65,8 @@ def build_pairs(read: Read, rules: Pairs, counts: Counter[str]) -> Iterator[tupl
 
 
 def choose_splits(keys: Iterable[str], sizes: SplitSizes, seed: int) -> dict[str, Split]:
-    """The dev and test prompts by key; all others train. Each key's own hash decides, whatever the order.
-
-    Raises:
-        ValueError: no prompt would be left to train on.
-    """
+    """The dev and test prompts by key; all others train. Each key's own hash decides, whatever the order. Raises
+    ValueError: no prompt would be left to train on."""
     try:
         chosen = choose_held_out(keys, sizes.dev + sizes.test, seed)
     except ValueError:
@@ -159,11 +156,9 @@ Pair = tuple[RatedAnswer, RatedAnswer]  # the better one, the worse one
 
 
 def distinct_answers(judged: Judged, counts: Counter[str]) -> list[RatedAnswer]:
-    """The record's answers, best rank first, each text once at its best rank.
-
-    A text that two models gave would else be better and worse than what is ranked between. Texts count as they
-    are read later, trimmed. `counts` gains identical and empty, of answers left out.
-    """
+    """The record's answers, best rank first, each text once at its best rank. A text that two models gave would else be
+    better and worse than what is ranked between. Texts count as they are read later, trimmed. `counts` gains identical
+    and empty, of answers left out."""
     answers: dict[str, RatedAnswer] = {}
     for place in judged.ranking:
         candidate = judged.candidates[place]

@@ -55,10 +55,8 @@ def count_words(text: str) -> int:
 
 
 def read_parts(text: str) -> Iterator[Part]:
-    """The parts of a document in order; headings, rules and comments are none of them.
-
-    Plain text is read the same: it has parts between blank lines, under no headings.
-    """
+    """The parts of a document in order; headings, rules and comments are none of them. Plain text is read the same: it has
+    parts between blank lines, under no headings."""
     reader = _Reader()
     for line in _COMMENT.sub("", text).splitlines():
         yield from reader.read(line.expandtabs(4).rstrip())

@@ -36,10 +36,8 @@ Rubric = list[dict[str, str | int]]
 
 @dataclass(frozen=True)
 class RubricStep:
-    """A record with an answer to the same record with `rubrics`, in HealthBench's form.
-
-    Failed: misfit (no question, or no answer to go by); after all attempts no_criteria, bad_points, repeated, one_sign.
-    """
+    """A record with an answer to the same record with `rubrics`, in HealthBench's form. Failed: misfit (no question, or no
+    answer to go by); after all attempts no_criteria, bad_points, repeated, one_sign."""
 
     config: WriteRubric
 

@@ -9,8 +9,8 @@ rows --> `workers` tasks, a record each: step --+--> Keep | Drop | Fail --> log
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 
 from ultramed_rl.data.chats import Misfit
 from ultramed_rl.data.factory.step import Ask, Drop, End, Fail, Generator, Keep, Row, Step, name_of
@@ -80,7 +80,9 @@ def run_step(
             their failures are not kept. Also where the log is of another input.
         RuntimeError: the disk is full, or the generator can't go on.
     """
-    run = _StepRun(step, rows, generator, log, advance)
+    before = log.tally
+    works = before.kept > 0 or bool(before.drops)
+    run = _StepRun(step, enumerate(rows), generator, log, advance, works)
     try:
         with running(generator.close if generator else None) as start:
             start(run.carry_all(workers)).result()
@@ -89,23 +91,19 @@ def run_step(
     return StepResult(log.tally, run.usage, run.stopped)
 
 
+@dataclass
 class _StepRun:
     """What the workers share."""
 
-    def __init__(
-        self,
-        step: Step,
-        rows: Iterable[Row],
-        generator: Generator | None,
-        log: RecordLog,
-        advance: Callable[[int], None],
-    ) -> None:
-        self.step, self.rows, self.generator = step, enumerate(rows), generator
-        self.log, self.advance = log, advance
-        self.usage, self.stopped = Usage(), ""
-        before = log.tally
-        self.works = before.kept > 0 or bool(before.drops)  # the step has been seen to
-        self.raised: list[Entry] = []  # of one exception, until it is seen
+    step: Step
+    rows: Iterator[tuple[int, Row]]
+    generator: Generator | None
+    log: RecordLog
+    advance: Callable[[int], None]
+    works: bool  # the step has been seen to
+    usage: Usage = field(default_factory=Usage)
+    stopped: str = ""
+    raised: list[Entry] = field(default_factory=list)  # of one exception, until the step is seen to work
 
     async def carry_all(self, workers: int) -> None:
         await asyncio.gather(*(self._work() for _ in range(workers)))

@@ -62,10 +62,8 @@ _NO_SCORE = Miss("no_score", "it gives no single score from 1 to 10")
 
 @dataclass(frozen=True)
 class ScoreStep:
-    """A record to the same record with `score`, the scorer's text, and `difficulty`, the number in it.
-
-    Dropped: below_threshold. Failed: no_score, after all attempts.
-    """
+    """A record to the same record with `score`, the scorer's text, and `difficulty`, the number in it. Dropped:
+    below_threshold. Failed: no_score, after all attempts."""
 
     config: Score
 
@@ -93,12 +91,9 @@ class ScoreStep:
 
 
 def read_difficulty(text: str) -> float | None:
-    """The score in a text, 1 to 10: "Score: 8", "would be rated as a 7", "7/10", "**9**".
-
-    Labelled lines decide; else what the text says that it rates; else the text, or its last line, is the
-    number alone. None for no score, for one out of range or of another maximum, for a choice ("7 or 8"), and
-    for several that disagree.
-    """
+    """The score in a text, 1 to 10: "Score: 8", "would be rated as a 7", "7/10", "**9**". Labelled lines decide; else what
+    the text says that it rates; else the text, or its last line, is the number alone. None for no score, for one out of
+    range or of another maximum, for a choice ("7 or 8"), and for several that disagree."""
     text = _SCALE.sub(" ", text).strip()
     last = text.rpartition("\n")[2]
     matches = list(_LABELLED.finditer(text)) or list(_RATED.finditer(text))

@@ -54,27 +54,12 @@ class Fail:
 End = Keep | Drop | Fail
 
 
-class Step(Protocol):
-    """A stage's logic: the same for the same record and replies, so that a killed run goes on with it."""
-
-    def __call__(self, row: Row, ask: Ask) -> Coroutine[Any, Any, End]:
-        """How the record ends. It awaits `ask` alone; a request that can't be answered ends the record there.
-
-        Raises:
-            Misfit: the record isn't what the step reads; it ends as a failure, malformed_record.
-        """
-        ...
-
-
 class Generator(Protocol):
     """Answers chats: an HTTP API, or our own engines. For one event loop."""
 
     async def reply(self, request: ChatRequest) -> ChatReply:
-        """The reply, with an error where there is none; any number may be awaited at once.
-
-        Raises:
-            BudgetSpent: no more is answered.
-        """
+        """The reply, with an error where there is none; any number may be awaited at once. Raises BudgetSpent: no more is
+        answered."""
         ...
 
     async def close(self) -> None:
@@ -97,6 +82,11 @@ class Ask:
         sampling = (config.max_tokens, config.temperature, config.top_p, seed)
         form = "" if schema is None else json.dumps(schema)
         return await send(ChatRequest(self._name, tuple(messages), *sampling, form))
+
+
+# A stage's logic: how a record ends, the same for the same record and replies, so that a killed run goes on with it. It awaits
+# `ask` alone; a request that can't be answered ends the record there. A record that it doesn't read is a Misfit.
+Step = Callable[[Row, Ask], Coroutine[Any, Any, End]]
 
 
 @types.coroutine

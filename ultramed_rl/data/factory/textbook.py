@@ -49,18 +49,13 @@ _POINTS = Miss(
 
 
 class TextbookStep:
-    """A paragraph, {"id", "text"} or {"id", "content"}, to an Exam record whose `answer` is the key.
-
-    Dropped: not_exam_worthy, too_little_knowledge (the gates), not_worth_it (an empty object). Failed: a reply
-    that still misses something after all attempts, by what it misses.
-    """
+    """A paragraph, {"id", "text"} or {"id", "content"}, to an Exam record whose `answer` is the key. Dropped:
+    not_exam_worthy, too_little_knowledge (the gates), not_worth_it (an empty object). Failed: a reply that still misses
+    something after all attempts, by what it misses."""
 
     def __init__(self, config: Textbook, exemplars: Sequence[Instruction]) -> None:
-        """`exemplars` are multiple-choice questions with their keys, to draw from.
-
-        Raises:
-            ValueError: fewer exemplars than are to be shown.
-        """
+        """`exemplars` are multiple-choice questions with their keys, to draw from. Raises ValueError: fewer exemplars than
+        are to be shown."""
         if len(exemplars) < config.exemplars:
             raise ValueError(
                 f"textbook.exemplars={config.exemplars}: only {len(exemplars)} are given; lower it or give more"

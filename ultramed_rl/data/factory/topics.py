@@ -33,11 +33,9 @@ _NO_ITEMS = Miss("no_items", "it is not the JSON object asked for, or none of it
 
 @dataclass(frozen=True)
 class TopicsStep:
-    """A field, {"name", "description"}, to rows of the same form (`subfields`) or Open-End records
-    (`instructions`): at most `count`, each once, and never the field itself.
-
-    A subfield's id is "FIELD > NAME", so that equal names under two fields stay apart.
-    """
+    """A field, {"name", "description"}, to rows of the same form (`subfields`) or Open-End records (`instructions`): at
+    most `count`, each once, and never the field itself. A subfield's id is "FIELD > NAME", so that equal names under two
+    fields stay apart."""
 
     config: Topics
 

@@ -28,11 +28,11 @@ from ultramed_rl.config.factory import (
 from ultramed_rl.config.factory_steps import HASHED, Bench, Pairs
 from ultramed_rl.data.chats import MISFITS_ALLOWED
 from ultramed_rl.data.factory.bench import SHEET_COLUMNS, build_bench, read_labels, sheet_rows
-from ultramed_rl.data.factory.columns import split_removed
 from ultramed_rl.data.factory.decontaminate import BenchmarkItem, Decontaminator
 from ultramed_rl.data.factory.deduplicate import DuplicateKeys, find_duplicates
 from ultramed_rl.data.factory.hashing import HashedEmbedder
 from ultramed_rl.data.factory.import_rows import import_rows, import_vignettes, sample_sets
+from ultramed_rl.data.factory.instructions import split_removed
 from ultramed_rl.data.factory.pair_rows import build_pairs
 from ultramed_rl.data.factory.paragraphs import cut_paragraphs
 from ultramed_rl.data.files import Row, SourceError

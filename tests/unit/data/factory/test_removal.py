@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from ultramed_rl.config.factory import Columns, Decontaminate, Deduplicate
-from ultramed_rl.data.factory.columns import split_removed
 from ultramed_rl.data.factory.decontaminate import BenchmarkItem, Decontaminator
 from ultramed_rl.data.factory.deduplicate import DuplicateKeys, find_duplicates
 from ultramed_rl.data.factory.hashing import HashedEmbedder
+from ultramed_rl.data.factory.instructions import split_removed
 
 COLUMNS = Columns(id="name", instruction="text")
 ROWS = [{"name": name, "text": f"What is {name}?"} for name in ("gout", "a stroke", "sepsis")]
