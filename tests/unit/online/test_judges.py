@@ -115,7 +115,12 @@ def test_the_best_rounds_policy_is_the_runs(
     monkeypatch.setattr(scorers, "make_term", lambda *_: ByVersion(slope))
     results = []
     conclude = online_run.conclude
-    monkeypatch.setattr(online_run, "conclude", lambda *given: results.append(conclude(*given)))
+
+    def note(*given: Any) -> Any:
+        results.append(conclude(*given))
+        return results[-1]
+
+    monkeypatch.setattr(online_run, "conclude", note)
     simulation = Simulation(known.models, tmp_path, {**LONG, "run__keep": "best", "run__keep_by": "near"})
     simulation.run()
     folder = simulation.config.run.folder
