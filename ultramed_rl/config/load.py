@@ -27,6 +27,7 @@ _FORMER = {
     "cluster.faults.fewer": "called cluster.faults.allow_fewer_workers now",
     "cluster.faults.set_aside_share": "called cluster.faults.max_failed_prompt_share now",
     "training.early": "called training.overlap_training now",
+    "reward.terms.thought": "replaced by engine.thinking; an API's usual marks of a thought are known",
     **dict.fromkeys(
         ("step.cosine", "step.jaccard", "step.words"), "replaced by step.near (true or false) now"
     ),
@@ -49,7 +50,7 @@ def _explain(problem: Any, data: dict[str, Any], kind: type[Section]) -> Iterato
     key, section = _locate(kind, location, data, fault)
     value, context = problem.get("input"), problem.get("ctx", {})
     if fault == "extra_forbidden":
-        allowed, now = list(section.model_fields) if section else [], _FORMER.get(key)
+        allowed, now = list(section.model_fields) if section else [], _FORMER.get(re.sub(r"\.\d+", "", key))
         meant = guess(location[-1], allowed) if now is None else f", {now}"
         yield f"{key}: unknown key{meant} (allowed: {', '.join(allowed)})"
     elif fault == SECRET:
