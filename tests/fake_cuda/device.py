@@ -36,14 +36,15 @@ def why_not() -> str | None:
 
 def build() -> Path:
     """The compiled guard, kept beside other temporary files for this torch; some ten seconds the first time."""
-    key = hashlib.sha256(SOURCE.read_bytes() + importlib.metadata.version("torch").encode()).hexdigest()[:16]
+    torch = _torch()  # the library holds the path of the one it was linked to: another checkout's is another library
+    linked = f"{importlib.metadata.version('torch')} {torch}"
+    key = hashlib.sha256(SOURCE.read_bytes() + linked.encode()).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"ultramed_rl-fake-cuda-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     library = folder / f"{key}.so"
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not library.exists():
-            torch = _torch()
             headers = [f"-I{torch}/include", f"-I{torch}/include/torch/csrc/api/include"]
             links = [f"-L{torch}/lib", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{torch}/lib"]
             unfinished = library.with_suffix(".tmp")
