@@ -64,7 +64,8 @@ _KIND = re.compile(
 # A clause with one of these denies, doubts or weighs.
 _UNSETTLED = words(
     rf"{AGAINST}|{DOUBT}|no|excludes?|rul(?:e|es|ing) out|eliminat\w+|discard\w*|refus\w+|except|avoid\w+|anything but"
-    r"|far from|needs?|disagree|depends?|consider\w*|look\w* at|fail|hate|start(?:ing)? with|first|last|let|compar\w+|while|whereas"
+    r"|far from|needs?|disagree|depends?|fail|hate|consider\w*|look\w* at|start(?:ing)? with"
+    r"|first|last|let|compar\w+|while|whereas"
 )
 # What comes after one of these is what the answer is set against.
 _LESS = (
@@ -87,7 +88,8 @@ _CLAUSE = re.compile(
 _CLAUSE_END = re.compile(r"[;,!]|\b(?:but|so)\b")
 _NEXT_SENTENCE = re.compile(r"\. (?=[A-Z]\w* [a-z])")
 _CLOSES = re.compile(
-    r"[\s.!\"')*]*$| (?:(?:is|(?:would|must|should|has to) be) (?:the|what|my)|gets my|it (?:is|has)|stands out|wins|then|here|as the|on this|for this)\b"
+    r"[\s.!\"')*]*$| (?:(?:is|(?:would|must|should|has to) be) (?:the|what|my)|gets my|it (?:is|has)|stands out"
+    r"|wins|then|here|as the|on this|for this)\b"
 )
 
 
