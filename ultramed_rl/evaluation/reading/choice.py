@@ -64,7 +64,7 @@ _KIND = re.compile(
 # A clause with one of these denies, doubts or weighs.
 _UNSETTLED = words(
     rf"{AGAINST}|{DOUBT}|no|excludes?|rul(?:e|es|ing) out|eliminat\w+|discard\w*|refus\w+|except|avoid\w+|anything but"
-    r"|far from|needs?|disagree|depends?|fail|hate|consider\w*|look\w* at|start(?:ing)? with"
+    r"|(?:far|away) from|needs?|disagree|depends?|fail|hate|consider\w*|look\w* at|start(?:ing)? with"
     r"|first|last|let|compar\w+|while|whereas"
 )
 # What comes after one of these is what the answer is set against.
@@ -82,7 +82,7 @@ _CONCLUDES = words(
 _SPEAKS = words(r"I|we|my|our|me|us|it|this|that|be|lean\w*|pick|choose|select")
 _LONG = 9  # words before a letter, which no more belongs to their verb
 _CLAUSE = re.compile(
-    r"[;:,!]|\.(?: |\.)|- |\b(?:(?<!anything )but|yet|so|hence|therefore|thus|however|although|though|then)\b",
+    r"[;:,!]|\.(?: |\.)|- |\b(?:(?<!anything )but|yet|so|and (?:hence|therefore|thus|then)|however|although|though)\b",
     re.IGNORECASE,
 )
 _CLAUSE_END = re.compile(r"[;,!]|\b(?:but|so)\b")
