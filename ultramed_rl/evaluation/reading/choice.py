@@ -49,7 +49,7 @@ _BOLD = re.compile(
 )
 # Letters, with those that are joined to them: "option B", "(B) or (C)". "J. D." and "D.C." are names.
 _MENTION = re.compile(
-    r"(?:\b(?i:both )?(?i:options?|choices?|answers?) )?(?<![\w'+&./-])\(?[A-Z](?![\w'+&-]|\.[\w,]|\. [a-z])\)?"
+    r"(?:\b(?i:both )?(?i:options?|choices?|answers?) )?(?<![\w'+&./-])(?<!\d )\(?[A-Z](?![\w'+&-]|\.[\w,]|\. [a-z])\)?"
     r"(?:(?:,? (?:and|or) |/|, |,? nor )(?:(?i:option|choice|answer) )?(?!I [a-z])\(?[A-Z](?![\w'+&-]|\.[\w,])\)?)*"
 )
 _MARKED = re.compile(r"\(|option|choice", re.IGNORECASE)
@@ -79,7 +79,10 @@ _CONCLUDES = words(
     r"|the (?!test|chest|rest)\w+est"
 )
 # The speaker's own, or of what was said: "I would bet on C", "that leaves C", "must be C".
-_SPEAKS = words(r"I|we|my|our|me|us|it|this|that|be|lean\w*|pick|choose|select")
+_I = r"(?-i:I(?='| (?!is\b|are\b|and\b|or\b|of\b)[a-z]))|my"  # no symbol
+_SELF = words(_I)
+_SPEAKS = words(rf"{_I}|we|our|me|us|it|this|that|be|lean\w*|pick|choose|select")
+_FORMULA = re.compile(r"[=\\^_{}*<>]")
 _LONG = 9  # words before a letter, which no more belongs to their verb
 _CLAUSE = re.compile(
     r"[;:,!]|\.(?: |\.)|- |\b(?:(?<!anything )but|yet|so|and (?:hence|therefore|thus|then)|however|although|though)\b",
@@ -236,30 +239,28 @@ def _bold_labels(lines: list[str], options: OptionNames) -> Iterator[str]:
 
 
 def _closing_sentence(lines: list[str], options: OptionNames) -> Iterator[str]:
-    """The options that the last sentence settles on, else the first."""
+    """The options that the last sentence settles on, else the first, where that says "I"."""
     plain = [_MARKUP.sub("", line) for line in lines]
-    for line, place in ((plain[-1:], -1), (plain[:1], 0)):
-        sentences = _SENTENCE_END.split("".join(line)[-LONGEST:] if place else "".join(line)[:LONGEST])
-        if settled := _settled_on(sentences[place], options):
-            yield settled
-            return
+    closing = _SENTENCE_END.split("".join(plain[-1:])[-LONGEST:])[-1]
+    opening = _SENTENCE_END.split("".join(plain[:1])[:LONGEST])[0]
+    yield _settled_on(closing, options) or (_settled_on(opening, options) if _SELF.search(opening) else "")
 
 
 def _settled_on(sentence: str, options: OptionNames) -> str:
     """The letters that a sentence's clauses affirm; those after a turn ("but", "no, wait") stand for all before it.
 
-    What a statement names has been judged with it.
+    What a statement names has been judged with it, and what stands before it is an argument.
     """
-    stated = {statement.start for statement in find_statements(sentence) if options.named(statement.said)}
-    asks = sentence.rstrip().endswith("?")
+    statements = find_statements(sentence)
+    judged = max((s.start for s in statements if options.named(s.said)), default=-2)
     letters, end = "", 0
     for match, following in zip_longest(mentions := [*_MENTION.finditer(sentence)], mentions[1:]):
+        stated = any(match.start() - 1 <= s.start <= match.end() for s in statements)
+        if match.start() <= judged + 1 or (stated and _UNSETTLED.search(sentence, match.end())):
+            continue
         after = sentence[match.end() : following.start() if following else None]
         after = _CLAUSE_END.split(_NEXT_IS_LESS.sub("", after) if following else after)[0]
-        before = _CLAUSE.split(sentence[: match.start()])[-1]
-        if stated.isdisjoint(range(match.start() - 1, match.end())) and _affirms(
-            before, match[0], after, asks
-        ):
+        if _affirms(sentence[: match.start()], match[0], after, sentence.rstrip().endswith("?")):
             named = unite(*(options.named(one, alone=True) for one in re.findall(r"\b[A-Z]\b", match[0])))
             letters = named if _TURN.search(sentence, end, match.start()) else unite(letters, named)
             end = match.end()
@@ -268,12 +269,14 @@ def _settled_on(sentence: str, options: OptionNames) -> str:
 
 def _affirms(before: str, said: str, after: str, asks: bool) -> bool:
     """Whether a clause says that what it names is the answer: it neither denies nor weighs, and concludes or ends there."""
-    if before.strip():  # else "C. Topical steroid" is a label
+    clause = _CLAUSE.split(before)[-1]
+    if clause.strip():  # else "C. Topical steroid" is a label
         after = _NEXT_SENTENCE.split(after)[0]
-    if _KIND.search(before) or _AGAINST.search(before) or _UNSETTLED.search(f"{before} {after}"):
+    if _KIND.search(clause) or _AGAINST.search(clause) or _UNSETTLED.search(f"{clause} {after}"):
         return False
-    concludes = _CONCLUDES.search(before + said + after) is not None
-    if concludes and _MARKED.match(said):
+    if _MARKED.match(said) and _CONCLUDES.search(before + said + after):
         return True
-    speaks = not before.strip() or (len(before.split()) < _LONG and _SPEAKS.search(before) is not None)
-    return (concludes or speaks) and not asks and _CLOSES.match(after) is not None
+    if asks or _FORMULA.search(clause + after) or not _CLOSES.match(after):
+        return False
+    speaks = not clause.strip() or (len(clause.split()) < _LONG and _SPEAKS.search(clause) is not None)
+    return speaks or _CONCLUDES.search(clause + said + after) is not None
