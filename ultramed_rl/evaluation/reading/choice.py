@@ -253,8 +253,9 @@ def _settled_on(sentence: str, options: OptionNames) -> str:
     """
     statements = find_statements(sentence)
     judged = max((s.start for s in statements if options.named(s.said)), default=-2)
+    mentions = [*_MENTION.finditer(sentence)]
     letters, end = "", 0
-    for match, following in zip_longest(mentions := [*_MENTION.finditer(sentence)], mentions[1:]):
+    for match, following in zip_longest(mentions, mentions[1:]):
         stated = any(match.start() - 1 <= s.start <= match.end() for s in statements)
         if match.start() <= judged + 1 or (stated and _UNSETTLED.search(sentence, match.end())):
             continue
