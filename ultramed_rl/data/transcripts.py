@@ -14,10 +14,11 @@ from ultramed_rl.records import Message
 PRINTED = re.compile(
     r"\s*(\[\s*)?\{(?=.*['\"](role|from)['\"]\s*:)\s*['\"](role|from|content|value)['\"]", re.DOTALL
 )
-# hh-rlhf's turns; HelpSteer2's, whose first one has no header.
+# hh-rlhf's turns; Baize's, as of Medical-Instruction-120k; HelpSteer2's, whose first one has no header.
 _TRANSCRIPTS = (
-    re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):[ \n]?"),
-    re.compile(r"\n?<extra_id_1>(User|Assistant)\n"),
+    (re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):[ \n]?"), True),
+    (re.compile(r"(?:\A(?:The conversation between [^\n]*\n)?\s*|\s)\[\|(Human|AI)\|\][ \n]?"), True),
+    (re.compile(r"\n?<extra_id_1>(User|Assistant)\n"), False),
 )
 # How the chats of one family or another begin once a template has rendered them.
 _RENDERED = re.compile(
@@ -34,13 +35,13 @@ _AWAITS = re.compile(r"\s(?:assistant|ai|bot|doctor|### ?response|a) ?:\Z", re.I
 
 def read_transcript(text: str, role: str) -> list[Message]:
     """The turns of a text with its speakers' names in it; none where it isn't one."""
-    for header, pattern in enumerate(_TRANSCRIPTS):
+    for pattern, begins in _TRANSCRIPTS:
         first, *parts = pattern.split(text)
-        if parts and bool(first.strip()) == bool(header):
-            parts = ["Human", first, *parts] if header else parts
-            roles = ["assistant" if name == "Assistant" else "user" for name in parts[::2]]
+        if parts and bool(first.strip()) != begins:
+            parts = parts if begins else ["Human", first, *parts]
+            roles = ["assistant" if name in ("Assistant", "AI") else "user" for name in parts[::2]]
             turns = [Message(role=r, content=t) for r, t in zip(roles, parts[1::2], strict=True)]
-            asked = turns[-1]["role"] == "assistant" and not turns[-1]["content"].strip()
+            asked = not turns[-1]["content"].strip()
             # One turn alone is told by the blank lines before it, or as an answer that says whose it is.
             if len(turns) > 1 or (roles == [role] and (role == "assistant" or text[0] == "\n")):
                 return turns[:-1] if asked else turns

@@ -57,7 +57,8 @@ class SourceView:
         if not self.is_here:
             return f"{self.uri}: not in this machine's cache of data sets, so nothing of it is tried; ultramed-rl data show asks the hub"
         notes = self.notes
-        lines = [f"{self.uri}: {notes.rows - notes.misfits.total()} of the first {notes.rows} rows fit"]
+        fit = f"{notes.rows - notes.misfits.total()} of the first {notes.rows} rows fit"
+        lines = [f"{self.uri}: {fit if notes.rows else 'no row was read'}"]
         lines += [f"  {count} {name}: {notes.examples[name]}" for name, count in notes.misfits.items()]
         if notes.unread:
             named = ", ".join(f"{name} ({count} rows)" for name, count in notes.unread.items())

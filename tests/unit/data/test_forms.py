@@ -102,6 +102,7 @@ CHATS: dict[str, tuple[Row, str]] = {
     ),
     "nemo's input and output": ({"input": "A", "output": "B"}, "u:A a:[B$]"),
     "an hh transcript": ({"prompt": "\n\nHuman: A\n\nAssistant: B\n\nHuman: C\n\nAssistant:", "completion": " D"}, "u:A a:[B$] u:C a:[D$]"),
+    "a baize transcript": ({"prompt": "[|Human|] A\n[|AI|] B\n[|Human|] C\n[|AI|]", "completion": "D"}, "u:A a:[B$] u:C a:[D$]"),
     "openai's weights": (
         {"messages": [turn("user", "A"), turn("assistant", "B", weight=0), turn("user", "C"), turn("assistant", "D", weight=1)]},
         "u:A a:B u:C a:[D$]",

@@ -132,7 +132,7 @@ DOUBTS: list[Row] = [
     ("rejected_in_brackets", "Answer: C (wrong)", "cystitis", "none"),
     ("text_rejected_in_brackets", "Answer: Ciprofloxacin (wrong)", "cystitis", "none"),
     ("others_rejected", "Correct answer: C. Incorrect: A, B, D", "cystitis", "C"),
-    ("taken_back_at_once", "So the answer is A, I mean C.", "cystitis", "none"),
+    ("taken_back_at_once", "So the answer is A, I mean C.", "cystitis", "C"),
     ("taken_back_next_line", "The answer is A.\n\nWait, that harms cartilage.", "cystitis", "none"),
     ("another_case_if", "The answer is C. If she had fever, the answer would be D.", "cystitis", "C"),
     ("another_case", "The answer is C. In a man, the correct answer would be A.", "cystitis", "C"),

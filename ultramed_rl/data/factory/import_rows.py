@@ -77,11 +77,11 @@ def import_vignettes(config: DataConfig, step: Vignettes, counts: Counter[str]) 
 
 
 def _read_instruction(config: Records, row: Row, keys: Keys) -> Instruction:
-    question: Any = read_column(dict(row), config.question)
-    if isinstance(question, list):
-        turns = read_turns(dict(row), config.question)
-        question = next((turn["content"] for turn in turns if turn["role"] == "user"), "")
-    if not (question := _text(question, config.question)):
+    asked = read_column(dict(row), config.question)
+    there = isinstance(asked, list) or _text(asked, config.question)
+    turns = read_turns(dict(row), config.question, "user") if there else []
+    question = next((turn["content"] for turn in turns if turn["role"] == "user"), "")
+    if not question:
         raise Misfit(f"nothing in column {config.question!r}", name="no_question")
     context = row.get(config.context) if config.context else None
     if isinstance(context, Mapping):  # PubMedQA's

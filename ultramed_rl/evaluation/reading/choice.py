@@ -1,10 +1,12 @@
 """The option that an answer settles on; none where that is unclear.
 
-text -> turns -> statements, each with the options that it names -> the last one, if it stands
-              -> else a line, a bold label or the closing sentence, if all of its kind agree
+text -> turns -> a closing sentence that corrects what was said
+              -> else statements, each with the options that it names: the last one, if it stands
+              -> else a line, a bold label, the closing or the opening sentence, if all of its kind agree
 
 The last statement decides, as people correct themselves; but verdicts side by side contradict each other, and so does a
-text that names one option after the other.
+text that names one option after the other. A sentence is read clause by clause: one that ends in a letter says that it is the
+answer, whatever its words, unless it denies, doubts or weighs, or its subject is neither the speaker nor what was said.
 """
 
 from __future__ import annotations
@@ -12,19 +14,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from itertools import groupby
+from itertools import groupby, zip_longest
 from string import ascii_uppercase
 
 from ultramed_rl.evaluation.items import AnswerReading
 from ultramed_rl.evaluation.reading.options import AGAINST, REJECTED, OptionNames, unite
-from ultramed_rl.evaluation.reading.statements import LONGEST, find_statements, words
+from ultramed_rl.evaluation.reading.statements import DOUBT, LONGEST, find_statements, words
 from ultramed_rl.evaluation.reading.text import clean, turns
 
 _USUAL = "ABCDEFGH"  # I would be the pronoun
 _HASTE = 30  # characters from one answer to the next, where nothing is argued
-_CORRECTION = re.compile(
-    r"\b(?:wait|actually|no,|correction|reflection|reconsider|mistake|hmm)", re.IGNORECASE
-)
+_CORRECTS = r"wait|actually|no,|correction|reflection|reconsider|mistake|hmm|scratch that|sorry|oops|i meant?|revis|second thought"
+_CORRECTION = re.compile(rf"\b(?:{_CORRECTS})", re.IGNORECASE)
+_TURN = re.compile(rf"\b(?:{_CORRECTS}|but|yet|now)\b", re.IGNORECASE)
 _MARKUP = re.compile(r"[*`$]+|(?<![A-Za-z0-9])_+|_+(?![A-Za-z0-9])")
 
 # The weaker forms.
@@ -45,22 +47,52 @@ _BOLD = re.compile(
     rf"\*\*(?P<said>[\s(\[\"]*(?:(?i:option|choice|answer) )?[(\[]*[A-Z](?![\w'+-])"
     rf"[^*\n]{{0,{LONGEST}}})\*\*(?!\w)"
 )
-_MENTION = re.compile(r"\([A-Z]\)|\b(?i:option|choice) \(?[A-Z]\b(?!['+-])")
+# Letters, with those that are joined to them: "option B", "(B) or (C)". "J. D." and "D.C." are names.
+_MENTION = re.compile(
+    r"(?:\b(?i:both )?(?i:options?|choices?|answers?) )?(?<![\w'+&./-])(?<!\d )\(?[A-Z](?![\w'+&-]|\.[\w,]|\. [a-z])\)?"
+    r"(?:(?:,? (?:and|or) |/|, |,? nor )(?:(?i:option|choice|answer) )?(?!I [a-z])\(?[A-Z](?![\w'+&-]|\.[\w,])\)?)*"
+)
+_MARKED = re.compile(r"\(|option|choice", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<=\w[\w)])[.!?] (?=\S)")
-# "vitamin (C)", "type **A**"
+# "vitamin (C)", "type **A**", "Judge Theodore D."
 _KIND = re.compile(
     r"\b(?:vitamin|hepatitis|type|group|class|grade|stage|factor|protein|influenza|phase|level|step|part"
-    r"|patient|figure|table|case|pugh)s?\W{0,3}$",
+    r"|patient|figure|table|case|pugh)s?\W{0,3}$"
+    r"|(?<=\w )(?-i:[A-Z])\w*\.? $",
     re.IGNORECASE,
 )
+# A clause with one of these denies, doubts or weighs.
 _UNSETTLED = words(
-    rf"{AGAINST}|no|excludes?|rul(?:e|es|ing) out|eliminat\w+|unlike|except|avoid\w+|without|neither|nor|rather"
-    r"|instead|consider\w*|first|next|let|whether|if|could|may|might|compar\w+|versus|vs|but|although|however|while"
-    r"|whereas|tempting"
+    rf"{AGAINST}|{DOUBT}|no|excludes?|rul(?:e|es|ing) out|eliminat\w+|discard\w*|refus\w+|except|avoid\w+|anything but"
+    r"|(?:far|away) from|needs?|disagree|depends?|fail|hate|consider\w*|look\w* at|start(?:ing)? with"
+    r"|first|last|let|compar\w+|while|whereas"
 )
+# What comes after one of these is what the answer is set against.
+_LESS = (
+    r"(?:over|than|instead of|opposed to|ahead of|before|clear of|about|not|unlike|without|vs|versus|against)"
+)
+_AGAINST = re.compile(rf"\b(?:{_LESS}|prefer.* to)\b", re.IGNORECASE)
+_NEXT_IS_LESS = re.compile(rf"[ ,]*(?:rather |more |as )?{_LESS}(?: (?:for|on|to|with))?\W*$", re.IGNORECASE)
 _CONCLUDES = words(
     r"so|thus|hence|therefore|accordingly|consistent|corresponds?|match(?:es)?|fits?|supports?|points?|leads?|best"
-    r"|correct|right|most|likely|answer|choice|conclu\w+|choose|indicates?|suggests?|favou?rs?|which is"
+    r"|correct|right|most|likely|answer|choice|conclu\w+|choose|indicates?|suggests?|favou?rs?|which is|mean(?:s|ing)"
+    r"|the (?!test|chest|rest)\w+est"
+)
+# The speaker's own, or of what was said: "I would bet on C", "that leaves C", "must be C".
+_I = r"(?-i:I(?='| (?!is\b|are\b|and\b|or\b|of\b)[a-z]))|my"  # no symbol
+_SELF = words(_I)
+_SPEAKS = words(rf"{_I}|we|our|me|us|it|this|that|be|lean\w*|pick|choose|select")
+_FORMULA = re.compile(r"[=\\^_{}*<>]")
+_LONG = 9  # words before a letter, which no more belongs to their verb
+_CLAUSE = re.compile(
+    r"[;:,!]|\.(?: |\.)|- |\b(?:(?<!anything )but|yet|so|and (?:hence|therefore|thus|then)|however|although|though)\b",
+    re.IGNORECASE,
+)
+_CLAUSE_END = re.compile(r"[;,!]|\b(?:but|so)\b")
+_NEXT_SENTENCE = re.compile(r"\. (?=[A-Z]\w* [a-z])")
+_CLOSES = re.compile(
+    r"[\s.!\"')*]*$| (?:(?:is|(?:would|must|should|has to) be) (?:the|what|my)|gets my|it (?:is|has)|stands out"
+    r"|wins|then|here|as the|on this|for this)\b"
 )
 
 
@@ -102,7 +134,10 @@ def _settle(text: str, options: OptionNames, truncated: bool) -> str:
 
 
 def _stated(text: str, options: OptionNames, truncated: bool) -> str:
-    """The letters of the last statement that isn't taken back."""
+    """The letters of a last sentence that corrects what was said, else of the last statement that isn't taken back."""
+    closing = _SENTENCE_END.split(text[-LONGEST:])[-1]
+    if not truncated and _CORRECTION.search(closing) and (letters := _settled_on(closing, options)):
+        return letters
     current, last = "", None
     seen: list[tuple[int, str]] = []
     named = cache(options.named)  # a looping text says the same thousands of times
@@ -204,11 +239,45 @@ def _bold_labels(lines: list[str], options: OptionNames) -> Iterator[str]:
 
 
 def _closing_sentence(lines: list[str], options: OptionNames) -> Iterator[str]:
-    """The options that the last sentence mentions, if it concludes and neither excludes nor weighs any."""
-    last = _MARKUP.sub("", lines[-1] if lines else "")[-LONGEST:]
-    sentence = _SENTENCE_END.split(last)[-1]
-    if _UNSETTLED.search(sentence) or not _CONCLUDES.search(sentence):
-        return
-    for match in _MENTION.finditer(sentence):
-        if not _KIND.search(sentence[: match.start()]):
-            yield options.named(match[0], alone=True)
+    """The options that the last sentence settles on, else the first, where that says "I"."""
+    plain = [_MARKUP.sub("", line) for line in lines]
+    closing = _SENTENCE_END.split("".join(plain[-1:])[-LONGEST:])[-1]
+    opening = _SENTENCE_END.split("".join(plain[:1])[:LONGEST])[0]
+    yield _settled_on(closing, options) or (_settled_on(opening, options) if _SELF.search(opening) else "")
+
+
+def _settled_on(sentence: str, options: OptionNames) -> str:
+    """The letters that a sentence's clauses affirm; those after a turn ("but", "no, wait") stand for all before it.
+
+    What a statement names has been judged with it, and what stands before it is an argument.
+    """
+    statements = find_statements(sentence)
+    judged = max((s.start for s in statements if options.named(s.said)), default=-2)
+    mentions = [*_MENTION.finditer(sentence)]
+    letters, end = "", 0
+    for match, following in zip_longest(mentions, mentions[1:]):
+        stated = any(match.start() - 1 <= s.start <= match.end() for s in statements)
+        if match.start() <= judged + 1 or (stated and _UNSETTLED.search(sentence, match.end())):
+            continue
+        after = sentence[match.end() : following.start() if following else None]
+        after = _CLAUSE_END.split(_NEXT_IS_LESS.sub("", after) if following else after)[0]
+        if _affirms(sentence[: match.start()], match[0], after, sentence.rstrip().endswith("?")):
+            named = unite(*(options.named(one, alone=True) for one in re.findall(r"\b[A-Z]\b", match[0])))
+            letters = named if _TURN.search(sentence, end, match.start()) else unite(letters, named)
+            end = match.end()
+    return letters
+
+
+def _affirms(before: str, said: str, after: str, asks: bool) -> bool:
+    """Whether a clause says that what it names is the answer: it neither denies nor weighs, and concludes or ends there."""
+    clause = _CLAUSE.split(before)[-1]
+    if clause.strip():  # else "C. Topical steroid" is a label
+        after = _NEXT_SENTENCE.split(after)[0]
+    if _KIND.search(clause) or _AGAINST.search(clause) or _UNSETTLED.search(f"{clause} {after}"):
+        return False
+    if _MARKED.match(said) and _CONCLUDES.search(before + said + after):
+        return True
+    if asks or _FORMULA.search(clause + after) or not _CLOSES.match(after):
+        return False
+    speaks = not clause.strip() or (len(clause.split()) < _LONG and _SPEAKS.search(clause) is not None)
+    return speaks or _CONCLUDES.search(clause + said + after) is not None

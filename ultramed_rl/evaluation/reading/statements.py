@@ -24,11 +24,13 @@ def words(pattern: str) -> re.Pattern[str]:
 
 
 _MARK = r"(?:(?i:option|choice|answer) )?[(\[\"]*"
-_DOUBT = words(
+DOUBT = (
     r"if|whether|unless|not|never|cannot|neither|nor|wrong|incorrect|false|untrue|worst|least|another|other|next|second"
-    r"|alternative|tempting|might|may|could|(?:a|one) (?:possible|potential)|initial(?:ly)?|thought|suppose|let's say"
+    r"|alternative|tempting|might|may|could|(?:a|one) (?:possible|potential)|initial(?:ly)?|thought|(?<!I )suppose|let's say"
     r"|assume|assuming|imagine|some|many|students?|people|distractor|previous|eliminated|excluded|si|wenn|falls"
+    r"|doubt\w*|hesitat\w+|reluctan\w+|torn|between|nobody|no one|few"
 )
+_DOUBT = words(DOUBT)
 _CLAUSE = re.compile(r"[.!?\n;,:，]|\b(?:but|so|hence|therefore|thus|however|and|then)\b", re.IGNORECASE)
 _ARGUMENT = re.compile(r"[.!?](?= )|\n|\b(?:but|so|hence|therefore|thus|however|then)\b", re.IGNORECASE)
 _SENTENCE = re.compile(

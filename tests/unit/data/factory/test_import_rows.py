@@ -100,6 +100,17 @@ def test_every_form_of_question_becomes_a_record_with_its_own_key(
     assert all(question in ("Q?", "Why?") or question.startswith("Which ") for question, _ in made)
 
 
+def test_a_transcript_gives_its_first_question(tmp_path: Path) -> None:
+    rows = [{"Conversation": "[|Human|] What is A?\n[|AI|] It is B.\n[|Human|] "}]
+    (record,) = read(tmp_path, rows, kind="Open-End", question="Conversation")
+    assert [turn["value"] for turn in record["conversations"]] == ["What is A?"]
+
+
+def test_a_rendered_question_is_a_misfit(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="1 rendered"):
+        read(tmp_path, [{"q": "<|im_start|>user\nWhat?<|im_end|>"}], kind="Open-End", question="q")
+
+
 def test_pubmedqas_own_file_is_read_by_its_ids(tmp_path: Path) -> None:
     row = {
         "QUESTION": "Does it?",
