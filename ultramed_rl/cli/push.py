@@ -20,7 +20,6 @@ from ultramed_rl.tracking.console import say, tell
 
 _CARD, _PROVENANCE = "README.md", "provenance.json"
 _OWN = ("optimizer",)  # of a checkpoint: what the next round needs, and no reader of the model
-_FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 _NOT_FILLED = re.compile(r"(## Licence\n\n)Not filled in: [^\n]*")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
@@ -34,14 +33,8 @@ class Upload:
     folder: Path
     files: dict[str, Path]
     card: str
+    license: str  # what the card says; "unknown" where nobody chose one
     provenance: dict[str, Any]
-
-    @property
-    def license(self) -> str:
-        """What the card says; "unknown" where nobody chose one."""
-        front = _FRONT.match(self.card)
-        entries = yaml.safe_load(front[1]) if front else {}
-        return str((entries or {}).get("license") or "unknown")
 
 
 @command("push")
@@ -106,6 +99,8 @@ def find_upload(source: Path, license: str | None = None) -> Upload:
     Raises:
         ValueError: nothing that the hub takes, no card, or not what was written.
     """
+    from huggingface_hub import RepoCard
+
     artifact, card = _find_artifact(source)
     is_data = artifact.suffix == ".parquet" or not (artifact / "config.json").is_file()
     if artifact.is_file():
@@ -118,16 +113,22 @@ def find_upload(source: Path, license: str | None = None) -> Upload:
     if not card.is_file():
         raise ValueError(f"{card}: missing, and nothing is uploaded without a card; write one")
     text = card.read_text(encoding="utf-8")
-    if license is not None:
-        text = fill_in_license(text, license)
-    upload = Upload("dataset" if is_data else "model", artifact, files, text, _provenance_of(artifact))
     try:
-        _ = upload.license
-    except yaml.YAMLError as error:
+        parts = RepoCard(text)
+    except (yaml.YAMLError, ValueError) as error:
         raise ValueError(
             f"{card}: what stands between its --- lines is no YAML ({' '.join(str(error).split())}); mend it"
         ) from None
-    return upload
+    if license is not None:  # in the section on it too, unless somebody wrote that
+        words = (
+            f"{license}. What is named above as a source has its own licences and terms, which bind this too."
+        )
+        parts.text = _NOT_FILLED.sub(lambda match: match[1] + words, parts.text)
+        parts.data["license"] = license
+        text = str(parts)
+    kind: Literal["model", "dataset"] = "dataset" if is_data else "model"
+    chosen = str(parts.data.get("license") or "unknown")
+    return Upload(kind, artifact, files, text, chosen, _provenance_of(artifact))
 
 
 def _find_artifact(source: Path) -> tuple[Path, Path]:
@@ -182,17 +183,6 @@ def _provenance_of(artifact: Path) -> dict[str, Any]:
         manifest = folder.verify(name, cheaply=True, fix="put it back from a copy")
         found |= {key: manifest[key] for key in ("digest", "inputs", "created", "rows") if key in manifest}
     return found
-
-
-def fill_in_license(card: str, license: str) -> str:
-    """A card with this licence in its front matter, and in the section on it unless somebody wrote that."""
-    front = _FRONT.match(card)
-    entries = [] if front is None else front[1].split("\n")
-    entries = [line for line in entries if not line.startswith("license:")]
-    head = "\n".join(["---", *entries, f"license: {license}", "---", ""])
-    body = card if front is None else card[front.end() :]
-    words = f"{license}. What is named above as a source has its own licences and terms, which bind this too."
-    return head + _NOT_FILLED.sub(lambda match: match[1] + words, body)
 
 
 def send(upload: Upload, repository: str, *, private: bool, revision: str | None) -> str:

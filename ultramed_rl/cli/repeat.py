@@ -63,10 +63,6 @@ def _is_number(word: str) -> bool:
     return word.isascii() and word.isdigit()
 
 
-def _place(config: RunConfig) -> str:
-    return config.run.url or str(config.run.folder)
-
-
 def _state(config: RunConfig) -> State:
     """How far the run is. Raises ValueError: one of another config is there."""
     from ultramed_rl.config import load_any
@@ -74,12 +70,12 @@ def _state(config: RunConfig) -> State:
     from ultramed_rl.store.remote import at_hand
     from ultramed_rl.store.work_directory import changed_settings
 
-    with at_hand(_place(config), words=True, empty=True) as folder:
+    with at_hand(config.run.place, words=True, empty=True) as folder:
         if not (folder / "config.yaml").is_file():
             return "new"
         if changed := changed_settings(load_any(folder / "config.yaml"), config):
             raise ValueError(
-                f"{_place(config)}: was started with another config ({'; '.join(changed)}); undo the change or choose another "
+                f"{config.run.place}: was started with another config ({'; '.join(changed)}); undo the change or choose another "
                 "run.name"
             )
         return "finished" if RunReader(folder).finished else "begun"
@@ -100,9 +96,9 @@ def _show(configs: Sequence[RunConfig], states: Sequence[State], document: Docum
             check_inputs(config)
             check_data(config)
     for config in configs:
-        does = what_happens(_place(config), True)
-        tell("plan", name=config.run.name, seed=config.run.seed, directory=_place(config), does=does)
-        say(f"{config.run.name} in {_place(config)}: {does}")
+        does = what_happens(config.run.place, True)
+        tell("plan", name=config.run.name, seed=config.run.seed, directory=config.run.place, does=does)
+        say(f"{config.run.name} in {config.run.place}: {does}")
     say(f"{render_plan(plan)}\n\nnothing was started")
     tell_result(True, exit_code=0, dry_run=True)
 
@@ -122,7 +118,7 @@ def _run(
                 check_inputs(config)
     with carrying_out(again) as result:
         for config, state in zip(configs, states, strict=True):
-            say(f"-- {config.run.name}: {'finished, read' if state == 'finished' else _place(config)}")
+            say(f"-- {config.run.name}: {'finished, read' if state == 'finished' else config.run.place}")
             if state != "finished":
                 run_config(config, state == "begun")
         beside = Path(configs[0].run.directory) if configs[0].run.url is None else Path()
@@ -139,7 +135,7 @@ def _report(configs: Sequence[RunConfig], output: Path) -> Path:
     from ultramed_rl.store.remote import at_hand
 
     with ExitStack() as open_runs:
-        folders = [open_runs.enter_context(at_hand(_place(config))) for config in configs]
+        folders = [open_runs.enter_context(at_hand(config.run.place)) for config in configs]
         runs = [read_online_run(RunReader.of(folder)) for folder in folders]
         measures = seed_measures(runs)
         found = seeds_to_json(runs, measures)

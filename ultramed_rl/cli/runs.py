@@ -263,7 +263,7 @@ def run_checked(config: Any, invocation: Invocation, document: Document, name: s
         else:
             options = {"retry_failed": True} if invocation.retry_failed else {}
             output = run_config(config, invocation.resume, **options)
-            result.update(output=output, directory=config.run.url or str(config.run.folder))
+            result.update(output=output, directory=config.run.place)
 
 
 def _show(config: Any, goes_on: bool) -> None:
@@ -277,8 +277,7 @@ def _show(config: Any, goes_on: bool) -> None:
 
     stages = []
     for name, stage in stages_of(config):
-        directory = stage.run.url or str(stage.run.folder)
-        stages.append((name, stage, directory, what_happens(directory, goes_on)))
+        stages.append((name, stage, stage.run.place, what_happens(stage.run.place, goes_on)))
     if not goes_on:
         check_inputs(config)
     for name, stage, directory, does in stages:

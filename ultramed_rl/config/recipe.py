@@ -93,7 +93,7 @@ def _kind_and_data(
     run = stage.get("run", {})
     if isinstance(run, dict):
         shared = recipe.run.model_dump(include={"seed", "scratch", "publish_every_s"})
-        stage["run"] = {**shared, **run, "name": name, "directory": recipe.run.url or str(recipe.run.folder)}
+        stage["run"] = {**shared, **run, "name": name, "directory": recipe.run.place}
     made = {
         other: outputs.get(other) or f"{REFERENCE}{other}@{_starting_model(recipe, other)}"
         for other in recipe.stages

@@ -79,6 +79,11 @@ class RunName(Section):
         parts = [quote(part, safe="") for part in (scheme, *path.split("/")) if part.strip(".")]
         return Path(self.scratch).expanduser().joinpath(*parts)
 
+    @property
+    def place(self) -> str:
+        """What names it to others: its URL, else its folder."""
+        return self.url or str(self.folder)
+
 
 class AnyConfig(Section):
     """What the configs of all kinds of stages have; `ultramed_rl/kinds.py` lists them."""

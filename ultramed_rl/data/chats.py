@@ -34,7 +34,7 @@ _HELD = (
 )
 # 0 or false: not to be learnt.
 _WEIGHTS = ("weight", "loss_weight", "loss_scale", "loss_mask", "train", "training", "trainable", "loss")
-_READ = ("role", "from", "content", "value", *_WEIGHTS)
+_READ = {"role", "from", "content", "value", *_WEIGHTS}
 _YES, _NO = "true 1 1.0 yes t y chosen desirable good", "false 0 0.0 no f n rejected undesirable bad"
 _FLAGS = {**dict.fromkeys(_YES.split(), True), **dict.fromkeys(_NO.split(), False)}
 _NO_WIDTH = "\u200b\u2060\ufeff"
@@ -74,13 +74,9 @@ def read_turns(row: Row, column: str, text_role: str | None = None) -> list[Mess
     messages = [_message(turn) for turn in turns]
     for turn in turns:
         if len(turn) > 2 and isinstance(row, NotedRow):
-            row.beside.update(f"{column}.{name}" for name in _unread_of(turn))
+            beside = {name for name, value in turn.items() if value not in (None, "", [])} - _READ
+            row.beside.update(f"{column}.{name}" for name in beside)
     return messages
-
-
-def _unread_of(turn: Row) -> list[str]:
-    """What a turn holds beside what is read of it."""
-    return [name for name, value in turn.items() if name not in _READ and value not in (None, "", [])]
 
 
 def unlearnt_turns(row: Row, column: str, text_role: str | None = None) -> frozenset[int]:

@@ -15,8 +15,7 @@ from ultramed_rl.data.chats import (
     check_order,
     check_text,
 )
-from ultramed_rl.data.forms import LABELS, read_chat
-from ultramed_rl.data.gathered import gather_messages
+from ultramed_rl.data.forms import LABELS, gather_messages, read_chat
 from ultramed_rl.data.identity import content_key, row_id
 from ultramed_rl.learning.seeds import seeded_number
 from ultramed_rl.records import Conversation, Message

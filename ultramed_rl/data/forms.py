@@ -9,14 +9,16 @@ Columns are compared without case, with - and blanks as _. docs/recipe.md says w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any, NamedTuple
 
 from ultramed_rl.data.chats import (
     ROLES,
     Misfit,
     NotedRow,
+    Placed,
     as_flag,
     check_order,
     check_plain,
@@ -43,6 +45,8 @@ _PROMPT_ALONE = (
     f"{_SYSTEM} history question query input context passage passages tools functions documents options choices image images videos audios "
     "b opa option_a option_1 option1 choice_a"  # of a question's options one is enough
 )
+_MESSAGE = {"message_tree_id", "message_id", "parent_id", "role", "text"}
+_RATED = {"prompt", "response", "helpfulness"}
 
 
 @dataclass(frozen=True)
@@ -232,3 +236,48 @@ def is_told(value: Any, told: Sequence[str]) -> bool:
         return all(is_told(one, told) for one in value)
     text = "" if value is None else str(value).strip()
     return text.casefold() in _NOTHING or any(text in one for one in told)
+
+
+# -- rows that say something only together -----------------------------------------------------------------
+# The messages of a tree, the rated answers to a prompt: one row each. They must follow one another, as they do where they are
+# published.
+
+
+def gather_messages(rows: Placed) -> Placed:
+    """OASST's messages as their trees, a row each; a message whose parent is missing, and any other row, as it is."""
+    return _gather(rows, _MESSAGE, "message_tree_id", _trees)
+
+
+def gather_answers(rows: Placed) -> Placed:
+    """As `gather_messages`; and HelpSteer's and HelpSteer2's answers, which helpfulness orders, with their prompt."""
+    return _gather(gather_messages(rows), _RATED, "prompt", _rated_answers)
+
+
+def _gather(
+    rows: Placed, columns: Set[str], key: str, merge: Callable[[Sequence[Row]], Sequence[Row]]
+) -> Placed:
+    for name, group in groupby(rows, lambda placed: placed[1][key] if columns <= placed[1].keys() else None):
+        if name is None:
+            yield from group
+        else:
+            placed = list(group)
+            yield from ((placed[0][0], row) for row in merge([row for _, row in placed]))
+
+
+def _trees(messages: Sequence[Row]) -> list[Row]:
+    nodes: dict[str, Row] = {row["message_id"]: {**row, "replies": []} for row in messages}
+    rows = []
+    for row in messages:
+        node, parent = nodes[row["message_id"]], nodes.get(row["parent_id"])
+        if parent is not None:
+            parent["replies"].append(node)
+        else:
+            tree = {"message_tree_id": row["message_tree_id"], "prompt": node}
+            rows.append(row if row["parent_id"] else tree)
+    return rows
+
+
+def _rated_answers(rows: Sequence[Row]) -> list[Row]:
+    answers = [{"response": row["response"], "score": row["helpfulness"]} for row in rows]
+    beside = {name: value for name, value in rows[0].items() if name not in ("response", "helpfulness")}
+    return [{**beside, "completions": answers}]

@@ -10,7 +10,7 @@ from ultramed_rl.config.stages import BenchmarkPairs, PreferenceSource
 from ultramed_rl.data.chats import FittingRows, Misfit, NotedRow, SourceNotes, check_order, check_text
 from ultramed_rl.data.comparisons import Draft, cut_texts, read_benched, read_drafts
 from ultramed_rl.data.files import Row, SourceError
-from ultramed_rl.data.gathered import gather_answers
+from ultramed_rl.data.forms import gather_answers
 from ultramed_rl.data.identity import UniqueIds, content_key, row_id
 from ultramed_rl.records import RankedAnswers
 

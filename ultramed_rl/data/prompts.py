@@ -29,8 +29,7 @@ from ultramed_rl.data.chats import (
     check_order,
     read_column,
 )
-from ultramed_rl.data.forms import read_prompt, read_question, read_text
-from ultramed_rl.data.gathered import gather_messages
+from ultramed_rl.data.forms import gather_messages, read_prompt, read_question, read_text
 from ultramed_rl.data.likeness import normalise_text
 from ultramed_rl.data.stage_data import Tokenizer
 from ultramed_rl.data.vignettes import COLUMNS, read_vignette

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from ultramed_rl.evaluation.length_control import Regularizer, controlled_wins
-from ultramed_rl.evaluation.statistics import Interval, paired_bootstrap
+from ultramed_rl.evaluation.statistics import Interval, mean_interval
 
 FOLDS = 5  # of AlpacaEval's cross-validation
 
@@ -117,7 +117,7 @@ def summarize_duels(
     folds = FOLDS if len(read) >= FOLDS else 0
     first_wins = [win for duel in duels for win in duel.first_wins]
     return WinRates(
-        win_rate=paired_bootstrap([0.0] * len(wins), wins, 1000, seed),
+        win_rate=mean_interval(wins, 1000, seed),
         controlled=float(controlled_wins(wins, gaps, hard, gamed, folds).mean()),
         first=fmean(first_wins) if first_wins else 0.5,
         characters=fmean(duel.characters for duel in read),
@@ -141,7 +141,7 @@ def summarize_grades(
         by_category[category] += [grade for grade in pair if grade is not None]
     first, second = (fmean(grade for grade in turn if grade is not None) for turn in turns)
     return ChatGrades(
-        grade=paired_bootstrap([0.0] * len(means), means, 1000, seed),
+        grade=mean_interval(means, 1000, seed),
         turns=(first, second),
         categories={name: fmean(own) for name, own in sorted(by_category.items()) if own},
         items=len(grades),

@@ -12,7 +12,7 @@ from math import comb
 from statistics import fmean
 
 from ultramed_rl.evaluation.rubrics import Criterion, earned_share
-from ultramed_rl.evaluation.statistics import Interval, paired_bootstrap
+from ultramed_rl.evaluation.statistics import Interval, mean_interval
 
 # What 500 characters over 2,000 cost, and 500 under it earn: simple-evals' figures for each set.
 LENGTH_COST = {"healthbench": 0.0299, "healthbench_hard": 0.0392, "healthbench_consensus": 0.0020}
@@ -113,9 +113,7 @@ def _by_tag(graded: Sequence[GradedExample]) -> dict[str, list[float]]:
 
 
 def _mean(values: Sequence[float], resamples: int, seed: int) -> Interval:
-    found = paired_bootstrap(
-        [0.0] * len(values), values, resamples, seed
-    )  # a mean is its difference from zero
+    found = mean_interval(values, resamples, seed)
     return Interval(_clip(found.mean), _clip(found.low), _clip(found.high))
 
 

@@ -29,7 +29,7 @@ from string import Template
 from typing import Literal
 
 from ultramed_rl.data.templates import read_template, without_tags
-from ultramed_rl.evaluation.statistics import Interval, paired_bootstrap, wilson_interval
+from ultramed_rl.evaluation.statistics import Interval, mean_interval, wilson_interval
 from ultramed_rl.thoughts import after_thoughts
 
 Verdict = Literal["entailed", "neutral", "contradicted"]
@@ -133,8 +133,7 @@ def summarize_statements(
     contradictions = [score.verdicts.count("contradicted") for score in judged]
 
     def mean(values: Sequence[float]) -> Interval | None:
-        # A mean is its difference from zero.
-        return paired_bootstrap([0.0] * len(values), values, resamples, seed) if values else None
+        return mean_interval(values, resamples, seed) if values else None
 
     def entailed(kind: str) -> Interval | None:
         """Of the verdicts of this kind that there are; an item without any is left out."""

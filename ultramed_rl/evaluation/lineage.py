@@ -147,7 +147,7 @@ class Lineage:
         named = config.run.folder
         moved = named.is_absolute() or directory.parts[-len(named.parts) :] != named.parts
         started = Path.cwd() if moved else Path(*directory.parts[: -len(named.parts)])
-        run = _TrainedRun(directory, config.run.url or str(named), started, inside)
+        run = _TrainedRun(directory, config.run.place, started, inside)
         if isinstance(config, RunConfig):
             self._add_online(run, config, role)
         elif isinstance(config, SftConfig | RewardConfig | PreferenceConfig):

@@ -15,7 +15,7 @@ from string import ascii_uppercase
 from ultramed_rl.evaluation.items import AnswerReading, Problem
 from ultramed_rl.evaluation.reading.choice import read_choice
 from ultramed_rl.evaluation.reading.text import read_names, score_factoid, score_list
-from ultramed_rl.evaluation.statistics import mcnemar, paired_bootstrap, wilson_interval
+from ultramed_rl.evaluation.statistics import mcnemar, mean_interval, paired_bootstrap, wilson_interval
 from ultramed_rl.evaluation.suite import Question
 from ultramed_rl.evaluation.tasks import TASKS
 from ultramed_rl.evaluation.voting import CurvePoint, SampledItem, majority, rerank_curve
@@ -233,7 +233,7 @@ def score_outcomes(outcomes: Sequence[GradedAnswer]) -> TaskScore:
     if set(values) <= {0.0, 1.0}:
         interval = wilson_interval(int(sum(values)), len(values))
     else:
-        interval = paired_bootstrap([0.0] * len(values), values, 1000, 0)
+        interval = mean_interval(values, 1000, 0)
     return TaskScore(len(values), interval.mean, interval.low, interval.high)
 
 

@@ -68,6 +68,11 @@ def paired_bootstrap(before: Sequence[float], after: Sequence[float], resamples:
     return _percentiles(float((new - old).mean()), means)
 
 
+def mean_interval(values: Sequence[float], resamples: int, seed: int) -> Interval:
+    """The mean with its interval, as `paired_bootstrap` gives it: a mean is its difference from zero."""
+    return paired_bootstrap([0.0] * len(values), values, resamples, seed)
+
+
 def seeds_bootstrap(
     runs: Sequence[Sequence[float]],
     resamples: int,

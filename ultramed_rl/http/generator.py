@@ -97,7 +97,7 @@ class ApiGenerator:
             return f"money_budget={money:g}: {spent:.4g} are used; raise it to go on"
         return ""
 
-    def usage(self) -> ApiUsage:
+    def usage(self) -> Usage:
         """What the run has asked of this model so far, earlier starts included."""
         return self._store.usage()
 
@@ -169,9 +169,10 @@ def cost(endpoint: Endpoint, prompt_tokens: int, completion_tokens: int) -> floa
     return (endpoint.prompt_price * prompt_tokens + endpoint.completion_price * completion_tokens) / 1e6
 
 
-@dataclass(frozen=True)
-class ApiUsage:
-    """What a run has asked of a model so far, restarts and other processes included."""
+@dataclass
+class Usage:
+    """What requests took: all that a run has asked of a model, restarts and other processes included, or a step's own. Token counts
+    are the model's, so those of cached replies are 0."""
 
     requests: int = 0
     cached: int = 0
@@ -183,6 +184,14 @@ class ApiUsage:
     @property
     def tokens(self) -> int:
         return self.prompt_tokens + self.completion_tokens
+
+    def add(self, reply: ChatReply) -> None:
+        """One more reply; what it cost, replies don't say."""
+        self.requests += 1
+        self.errors += bool(reply.error)
+        self.cached += reply.cached
+        self.prompt_tokens += reply.prompt_tokens
+        self.completion_tokens += reply.completion_tokens
 
 
 class ReplyStore:
@@ -222,11 +231,11 @@ class ReplyStore:
             with self.journal.open("a", encoding="utf-8") as file:
                 file.write("\n" + json.dumps(line))  # a killed writer's half line ends here
 
-    def usage(self) -> ApiUsage:
+    def usage(self) -> Usage:
         """The sums of this run and model."""
         with self._explained():
             row = self._database.execute(_SUMS, (self.run, self.model)).fetchone()
-        return ApiUsage(*row or ())
+        return Usage(*row or ())
 
     def close(self) -> None:
         """Close the file. What was written stays without this."""

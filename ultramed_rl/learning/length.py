@@ -65,6 +65,25 @@ class LengthFit:
         return self._products / self._tokens if self._tokens > _NOTHING else 0.0
 
 
+def length_words(correlation: float) -> str:
+    """What a correlation within prompts says."""
+    if math.isnan(correlation):
+        return "reward or length never varies within a prompt"
+    return f"reward and length correlate by {correlation:+.2f} within prompts"
+
+
+def length_warning(correlation: float, fitted: bool) -> str:
+    """What to do about a reward that pays for length; nothing where it doesn't. `fitted`: a slope is taken off already."""
+    if not abs(correlation) >= PAYS:
+        return ""
+    fix = (
+        "the slope is the start's, and the reward pays by another one now"
+        if fitted
+        else "see reward.length_slope"
+    )
+    return f", over {PAYS}: {'longer' if correlation > 0 else 'shorter'} answers are paid for; {fix}"
+
+
 def length_accuracies(groups: Sequence[PreferenceGroup]) -> dict[str, float]:
     """`length_accuracy`: the share of pairs that length alone gets right, by the better of two rules, the longer answer and
     the shorter one, ties by halves; the same by kind, `length_accuracy_KIND`, where there are several.

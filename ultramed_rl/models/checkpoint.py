@@ -196,7 +196,7 @@ def check_finite(model: nn.Module, name: str) -> None:
 
 def check_finite_files(files: Iterable[Path], name: str) -> None:
     """Like `check_finite`, of the files' own numbers."""
-    _refuse_broken(_read(files), name)
+    _refuse_broken(read_weights(files), name)
 
 
 def kept_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -230,12 +230,14 @@ def restore_buffers(model: Any, plain: Any, files: Iterable[Path]) -> None:
         # transformers' own way to compute them; weights that were loaded are marked, and stay as they are.
         owner = max((n for n in owners if not n or f"{path}.".startswith(f"{n}.")), key=len)
         owners[owner]._init_weights(module)
-    for name, tensor in _read(files, changed.keys()):
+    for name, tensor in read_weights(files, changed.keys()):
         changed[name].copy_(tensor)
 
 
-def _read(files: Iterable[Path], names: Collection[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
-    """The stored weights of these names, or all."""
+def read_weights(
+    files: Iterable[Path], names: Collection[str] | None = None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The stored weights of these names, or all, one at a time."""
     from safetensors import safe_open
 
     for file in files:
@@ -251,7 +253,7 @@ def _check_tied(
     """Two weights that the config ties may both be stored, but only alike: engines would read one of them."""
     if not set(pair) <= set(stored):
         return
-    first, second = (tensor for _, tensor in _read(files, pair))
+    first, second = (tensor for _, tensor in read_weights(files, pair))
     if not torch.equal(first, second):
         raise ValueError(
             f"model {source.name!r}: {pair[0]} and {pair[1]} differ, and its config ties them; set "

@@ -77,7 +77,8 @@ class BenchmarkRounds:
         check = self.benchmarks.contamination
         if check is None or not self.suite:
             return
-        texts = (p.messages[-1]["content"].rstrip().removesuffix(self._suffix) for p in pool.training)
+        suffix = (self.config.prompts.suffix or "").strip()
+        texts = (p.messages[-1]["content"].rstrip().removesuffix(suffix) for p in pool.training)
         own = (TrainedPrompt(text, self.config.run.name) for text in texts)
         contamination = check_contamination(check, self.suite, self.config.policy.path, own)
         self.progress.say(contamination.render())
@@ -94,19 +95,23 @@ class BenchmarkRounds:
             self.runner.ask(self.policy, place, lambda: workers)
             if self.policy.samples:
                 self.runner.reward(self.policy, place, score)
+            given = self.runner, self.policy, place, self.progress, self.config.run.seed
+            judged = dict(self.judges.read(*given, workers.served))
+        if judged:
+            self.progress.say(render_judged({f"version {version}": judged}))
         report = self.runner.report(self.policy)
-        metrics = report.metrics | self._judge(place, workers)
         if self.first is None:
             self.first = report
+        metrics = report.metrics
+        metrics |= {name: value for said in judged.values() for name, value in said.metrics.items()}
         metrics |= self._compare(report, version)
-        self._keep(folder.path / "benchmarks", report)
+        kept = folder.path / "benchmarks"
+        kept.mkdir(exist_ok=True)
+        write_json(kept / "results.json", report.details)
+        write_failures(report, kept / "failures")
         return {f"bench_{name}": value for name, value in metrics.items()} | (
             self._judged(report) if version else {}
         )
-
-    @property
-    def _suffix(self) -> str:
-        return (self.config.prompts.suffix or "").strip()
 
     def _compare(self, report: PolicyReport, version: int) -> Metrics:
         """The change against version 0, task by task."""
@@ -134,16 +139,3 @@ class BenchmarkRounds:
             how = self.config.evaluation.bootstrap, self.config.run.seed
             metrics |= judge_metrics(judge.name, before, after, *how)
         return metrics
-
-    def _judge(self, place: AnswerPlace, workers: OnlineWorkers) -> Metrics:
-        given = self.runner, self.policy, place, self.progress, self.config.run.seed
-        with workers.scheduler.phase("benchmarks"):
-            found = dict(self.judges.read(*given, workers.served))
-        if found:
-            self.progress.say(render_judged({f"version {place.version}": found}))
-        return {name: value for summary in found.values() for name, value in summary.metrics.items()}
-
-    def _keep(self, folder: Path, report: PolicyReport) -> None:
-        folder.mkdir(exist_ok=True)
-        write_json(folder / "results.json", report.details)
-        write_failures(report, folder / "failures")

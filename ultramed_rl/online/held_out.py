@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from itertools import groupby
+from pathlib import Path
 
 from ultramed_rl.config import RunConfig
 from ultramed_rl.evaluation.metrics import (
@@ -19,14 +20,16 @@ from ultramed_rl.evaluation.metrics import (
     prompt_means,
     tokens_by_prompt,
 )
+from ultramed_rl.learning.length import LengthFit, length_words
 from ultramed_rl.learning.seeds import derive_seed
-from ultramed_rl.online.length import PROMPTS, fit_length_slope
 from ultramed_rl.records import Completion, JudgedAnswer, Prompt, SamplingRequest, ScoredCompletion
 from ultramed_rl.store import RoundRecord
+from ultramed_rl.store.tables import write_records
 from ultramed_rl.tracking import Progress
 from ultramed_rl.workers.online import OnlineWorkers
 
 Metrics = dict[str, float]
+_SLOPE_PROMPTS = 256  # whose answers a slope of length is fitted on, at most
 
 
 @dataclass(frozen=True)
@@ -66,12 +69,7 @@ class HeldOutEvaluation:
     def begin(self, record: RoundRecord) -> None:
         """The starting policy's answers, now or as they are kept; before them, what length pays, where that is taken off."""
         if self.config.reward.length_slope == "fit":
-            n, temperature = self.config.sampling.n, self.config.sampling.temperature
-            asked = [
-                sampling_request(self.config, p, n, temperature, "length") for p in self.prompts[:PROMPTS]
-            ]
-            answer = partial(self._scored, asked, self.workers.version, "reward against length")
-            self.workers.scorers.length_slope = fit_length_slope(record, answer, self.progress.say)
+            self.workers.scorers.length_slope = self._fit_length_slope(record)
         self.start = self._evaluated(record, 0)
 
     def evaluate(self, record: RoundRecord, version: int) -> Metrics:
@@ -89,6 +87,37 @@ class HeldOutEvaluation:
             old, new = self.start.scores(judge), now.scores(judge)
             metrics[f"judge_{judge}_agreement"] = agreement(old[prompt] + new[prompt] for prompt in new)
         return metrics
+
+    def _fit_length_slope(self, initial: RoundRecord) -> float:
+        """Reward per token within prompts, of the starting policy's answers; kept in `initial/length/`, so that a resumed run
+        takes off the same.
+
+        A slope must be known before the first pair is chosen, and stay: rewards of two rounds are compared. So it is fitted on
+        answers sampled as the rounds sample, to held-out prompts: they make no pair, so none is asked twice. The evaluation's
+        own answers don't serve: by default they are one a prompt, and another temperature's.
+
+        Raises:
+            ValueError: the slope is gone, and the answers are of a policy that has learnt.
+        """
+        n, temperature = self.config.sampling.n, self.config.sampling.temperature
+        prompts = self.prompts[:_SLOPE_PROMPTS]
+        asked = [sampling_request(self.config, prompt, n, temperature, "length") for prompt in prompts]
+
+        def compute(folder: Path) -> Metrics:
+            scored, fit = self._scored(asked, self.workers.version, "reward against length"), LengthFit()
+            if any(s.completion.policy_version for s in scored):
+                raise ValueError(f"{initial.path / 'length.json'}: missing; put it and length/ back")
+            for _, answers in groupby(scored, lambda s: s.completion.prompt_id):
+                fit.add_answers(answers)
+            write_records(scored, ScoredCompletion, folder / "scored.parquet")
+            return {"answers": len(scored), "correlation": fit.correlation, "slope": fit.slope}
+
+        _, found = initial.phase_directory("length", compute)
+        self.progress.say(
+            f"start: {length_words(found['correlation'])} ({found['answers']:.0f} held-out answers); reward.length_slope=fit takes "
+            f"{found['slope']:+.4g} a token off every reward"
+        )
+        return found["slope"]
 
     def _evaluated(self, record: RoundRecord, version: int) -> Evaluated:
         answers = record.phase("evaluation", self._answer, version, kind=ScoredCompletion)

@@ -17,7 +17,7 @@ from itertools import groupby, islice
 
 from ultramed_rl.cluster.plan import needs_reference
 from ultramed_rl.config import RunConfig
-from ultramed_rl.online.length import length_warning, length_words
+from ultramed_rl.learning.length import length_warning, length_words
 from ultramed_rl.online.stream import (
     Acceptance,
     PromptLookup,

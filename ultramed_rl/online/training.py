@@ -167,17 +167,14 @@ class RoundTraining:
                 "on with --resume"
             )
 
-    @property
-    def _overlaps(self) -> bool:
-        """Whether steps are taken while answers come, this round's or the next one's."""
-        return bool(self.config.training.overlap_training or self.config.run.overlap)
-
     def _metrics(self, seconds: float, early: int) -> Metrics:
         steps = self.steps
+        # Whether steps are taken while answers come, this round's or the next one's.
+        overlaps = self.config.training.overlap_training or self.config.run.overlap
         worked = max(seconds, sum(s["seconds"] for s in steps))
         return {
             "policy_steps": len(steps),
-            **({"early_steps": early} if self._overlaps else {}),
+            **({"early_steps": early} if overlaps else {}),
             "loss_first": steps[0]["loss"],
             "loss_last": steps[-1]["loss"],
             "implicit_accuracy": fmean(s.get("accuracy", math.nan) for s in steps),

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ultramed_rl.config.factory_steps import Answer as AnswerStep
-from ultramed_rl.evaluation.statistics import Interval, paired_bootstrap, wilson_interval
+from ultramed_rl.evaluation.statistics import Interval, mean_interval, paired_bootstrap, wilson_interval
 from ultramed_rl.learning.length import LengthFit
 from ultramed_rl.store.shards import rows_of, shard_files
 from ultramed_rl.store.tables import told_of
@@ -88,7 +88,7 @@ class CountedAnswers:
     def mean_reward(self) -> Interval | None:
         """The mean reward over prompts with its bootstrap interval; None without a finite reward."""
         means = list(self.rewards.values())
-        return paired_bootstrap([0.0] * len(means), means, 1000, 0) if means else None
+        return mean_interval(means, 1000, 0) if means else None
 
     @property
     def correlation(self) -> float:

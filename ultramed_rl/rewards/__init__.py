@@ -6,7 +6,7 @@ r"""Scorers of the loop: terms over the same prompts and completions, summed by 
                  --> rubric.py  the criteria that are met --+
                  --> function.py  a function of your own  --/
 
-`term_scorer.py` asks them all, in a thread of its own. `judge_client.py` asks language models, behind an API or on the
+It asks them all, in a thread of its own. `judge_client.py` asks language models, behind an API or on the
 run's own engines.
 Judges of held-out answers are of the same form, and are not summed; likeness.py is one of them alone.
 
@@ -28,8 +28,15 @@ from ultramed_rl.rewards.likeness import AnswerLikeness
 from ultramed_rl.rewards.pairwise import PairwiseJudge
 from ultramed_rl.rewards.rubric import RubricReward
 from ultramed_rl.rewards.rules import AnswerLength, AnswerMatch, FormatRules
-from ultramed_rl.rewards.term import Scores, Term, combine_members, weighted_sum
-from ultramed_rl.rewards.term_scorer import Columns, TermScorer, score_terms
+from ultramed_rl.rewards.term import (
+    Columns,
+    Scores,
+    Term,
+    TermScorer,
+    combine_members,
+    score_terms,
+    weighted_sum,
+)
 
 __all__ = [
     "TERMS",

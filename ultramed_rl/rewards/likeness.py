@@ -26,19 +26,13 @@ class AnswerLikeness:
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
         """-1 to 1, 0 for an empty answer; NaN where the prompt has nothing to compare with."""
-        pairs = [
-            (self._target(prompt), answer.text.strip())
-            for prompt, answer in with_prompts(prompts, completions)
-        ]
+        pairs = []
+        for prompt, answer in with_prompts(prompts, completions):
+            target = prompt.messages[-1]["content"] if self.config.to == "question" else prompt.answer or ""
+            pairs.append((target.strip(), answer.text.strip()))
         texts = list(dict.fromkeys(text for pair in pairs for text in pair if text))
         vectors = dict(zip(texts, self.embed(texts), strict=True))
-        return [self._cosine(vectors, *pair) for pair in pairs]
-
-    def _target(self, prompt: Prompt) -> str:
-        text = prompt.messages[-1]["content"] if self.config.to == "question" else prompt.answer
-        return (text or "").strip()
-
-    def _cosine(self, vectors: dict[str, Any], target: str, answer: str) -> float:
-        if not target:
-            return math.nan
-        return float(np.dot(vectors[target], vectors[answer])) if answer else 0.0
+        return [
+            math.nan if not target else float(np.dot(vectors[target], vectors[answer])) if answer else 0.0
+            for target, answer in pairs
+        ]

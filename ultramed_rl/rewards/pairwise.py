@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from statistics import fmean
 from string import Template
@@ -22,7 +24,6 @@ from ultramed_rl.records import Completion, Message, Prompt
 from ultramed_rl.rewards.judge import framed
 from ultramed_rl.rewards.judge_client import AlikeVerdicts, Ask, JudgeClient, JudgeReply, Reply
 from ultramed_rl.rewards.term import Scores
-from ultramed_rl.rewards.tournament import knockout, round_robin
 
 logger = logging.getLogger(__name__)
 _OURS = Path(__file__).with_name("pairwise_prompt.txt")
@@ -39,12 +40,13 @@ _ALONE = re.compile(rf"[\s*_\"'\[({{]*{_SIDE}{_NO_CHOICE}[\s*_\"'\]\)}}.]*", re.
 _POINTS = {"A": 1.0, "B": 0.0}
 _WORDS = {1.0: "A", 0.0: "B", 0.5: "tie"}
 
-
 Duels = dict[tuple[int, int], Duel]  # by the places of two answers
+# The points of an answer against another, both by their places: 1 it is better, 0 it is worse, 0.5 neither, None nobody can say.
+Compare = Callable[[int, int], Awaitable[float | None]]
 
 
 class PairwiseJudge:
-    """Compares the answers of each prompt and gives each a score of 0 to 1; see `tournament.py`.
+    """Compares the answers of each prompt and gives each a score of 0 to 1.
 
     A verdict that cannot be read is asked for again, `retries` times; then the comparison says nothing. Details of an answer:
     the share of its comparisons whose orders contradict each other (`NAME_contradictory`), of the verdicts with a winner those
@@ -160,3 +162,53 @@ def read_verdict(reply: JudgeReply) -> float | None:
     alone = [m for m in (_ALONE.fullmatch(text), _ALONE.fullmatch(last)) if m]
     found = {_POINTS.get(match["side"], 0.5) for match in marked or alone[:1]}
     return found.pop() if len(found) == 1 else None
+
+
+# -- scores of n answers out of comparisons of two -----------------------------------------------------------
+# 0 to 1, in the order of the answers; one alone has 0.5, and NaN whoever was in no comparison that could be read.
+
+
+async def round_robin(count: int, compare: Compare) -> list[float]:
+    """Each against each, n (n - 1) / 2 comparisons: an answer's mean points."""
+    if count == 1:
+        return [0.5]
+    pairs = list(combinations(range(count), 2))
+    points: list[list[float]] = [[] for _ in range(count)]
+    found = await asyncio.gather(*(compare(i, j) for i, j in pairs))
+    for (i, j), point in zip(pairs, found, strict=True):
+        if point is not None:
+            points[i].append(point)
+            points[j].append(1.0 - point)
+    return [fmean(own) if own else math.nan for own in points]
+
+
+async def knockout(count: int, compare: Compare) -> list[float]:
+    """The best in n - 1 comparisons: neighbours are compared, and whoever won goes on. The last has 1, losers of the first stage
+    have 0, others stand between by how far they came. The one of a tie, or where nobody can say, that doesn't go on has the
+    score of the one that does."""
+    if count < 3:
+        return await round_robin(count, compare)
+    read: set[int] = set()
+    came: dict[int, int] = {}  # stages that one has passed, of those that went out
+    tied: dict[int, int] = {}  # with whom, that went on
+    left, stage = list(range(count)), 0
+    while len(left) > 1:
+        pairs = list(zip(left[::2], left[1::2], strict=False))
+        found = await asyncio.gather(*(compare(i, j) for i, j in pairs))
+        following = []
+        for (i, j), points in zip(pairs, found, strict=True):
+            read.update(() if points is None else (i, j))
+            winner, other = (j, i) if points == 0.0 else (i, j)
+            following.append(winner)
+            if points in (0.0, 1.0):
+                came[other] = stage
+            else:
+                tied[other] = winner
+        left = following + left[2 * len(pairs) :]
+        stage += 1
+    came[left[0]] = stage
+
+    def passed(i: int) -> int:
+        return came[i] if i in came else passed(tied[i])
+
+    return [passed(i) / stage if i in read else math.nan for i in range(count)]

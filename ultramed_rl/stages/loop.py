@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -244,6 +245,12 @@ class StageLoop:
             for name, row in (("start_held_out", by_step.get(0, {})), ("held_out", kept)):
                 figures |= {f"{name}_{k}": v for k, v in row.items() if k not in ("time", "evaluation_index")}
         return figures
+
+
+def data_inputs(config: StageConfig) -> tuple[str, str, int, int]:
+    """What a stage's samples are made of."""
+    what = json.dumps(config.data.model_dump(mode="json"), sort_keys=True)
+    return what, config.model.path, config.model.max_length, config.run.seed
 
 
 def write_stage_card(

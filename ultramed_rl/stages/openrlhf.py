@@ -19,7 +19,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from ultramed_rl.cluster.command import run_command
@@ -27,6 +26,7 @@ from ultramed_rl.config import ConfigError
 from ultramed_rl.config.objectives import DPO, IPO
 from ultramed_rl.config.stages import BradleyTerry, RewardConfig, SftConfig, StageConfig
 from ultramed_rl.data.stage_data import Prepared
+from ultramed_rl.models.checkpoint import read_weights
 from ultramed_rl.models.checks import check_reward_model
 from ultramed_rl.models.files import resolve_model, split_revision
 from ultramed_rl.models.load import ADAPTER_FOLDER, load_policy, save_model, set_padding
@@ -34,16 +34,13 @@ from ultramed_rl.models.lora import merged_weights
 from ultramed_rl.models.reading import READ_AT
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import Conversation, RankedAnswers
-from ultramed_rl.stages.loop import write_stage_card
+from ultramed_rl.stages.loop import data_inputs, write_stage_card
 from ultramed_rl.store import StageDirectory
 from ultramed_rl.store.atomic import remove, write_json, write_whole
 from ultramed_rl.tracking import Progress
 from ultramed_rl.tracking.wandb_place import WandbPlace
 
 Flag = str | int | float | bool | list[str] | None
-_MODULES = {"sft": "train_sft", "reward": "train_rm", "preference": "train_dpo"}
-# Nothing of the machine or the code is collected.
-_NOT_COLLECTED = ("WANDB_DISABLE_CODE", "WANDB_DISABLE_GIT", "WANDB_X_DISABLE_META")
 _RESTORED = {"use_cache": True, "output_router_logits": False}  # switched for training, and saved so
 # By the key whose value cannot be honoured: why, and what to do instead of engine=native.
 _WHY = {
@@ -85,9 +82,7 @@ def train_by_openrlhf(
             bar.advance(1)
         return {"rows_training": training, "rows_held_out": held_out}
 
-    what = json.dumps(config.data.model_dump(mode="json"), sort_keys=True)
-    inputs = (what, config.model.path, config.model.max_length, config.run.seed)
-    data, counts = store.artifacts.phase_directory("data", write, *inputs)
+    data, counts = store.artifacts.phase_directory("data", write, *data_inputs(config))
     held_out = data / "held_out.jsonl" if counts["rows_held_out"] else None
     output = store.path / "openrlhf"
 
@@ -119,8 +114,8 @@ def submit_openrlhf(config: StageConfig, train_path: Path, held_out_path: Path |
             f"training.batch_size={config.training.batch_size}: OpenRLHF takes whole batches and there are {rows} "
             "samples; lower it or give more data"
         )
-    ranks = config.cluster.trainer.ranks
-    run_command(command, config.cluster, gpus=ranks, variables=openrlhf_environment(config, output))
+    variables = openrlhf_environment(config, output)
+    run_command(command, config.cluster, gpus=config.cluster.trainer.ranks, variables=variables)
     adopt_openrlhf(output, config)
 
 
@@ -131,9 +126,8 @@ def openrlhf_problems(config: Any) -> list[str]:
     ranks_rewards, prefers = config.type == "reward", config.type == "preference"
     known = prefers and getattr(objective, "type", "") in ("dpo", "ipo")
     own, tokenizer = (_read_model(model.path, name) for name in ("config.json", "tokenizer_config.json"))
-    no_code = model.path.startswith(("offline://", "stage://")) or bool(
-        own and "auto_map" not in own | tokenizer
-    )
+    ours = model.path.startswith(("offline://", "stage://"))
+    no_code = ours or bool(own and "auto_map" not in own | tokenizer)
     # Nobody asked for what stands at its default: OpenRLHF has no such guard, `adopt_openrlhf` looks at the result.
     guard = type(training).model_fields["max_skipped_steps"].default
     broken = {
@@ -173,10 +167,9 @@ def _read_model(path: str, name: str) -> dict[str, object]:
     """A model's JSON file; nothing where it isn't on this disk."""
     file = Path(path).expanduser() / name
     try:
-        content: dict[str, object] = json.loads(file.read_bytes()) if file.is_file() else {}
+        return dict(json.loads(file.read_bytes())) if file.is_file() else {}
     except ValueError as error:
         raise ValueError(f"model.path: {file}: not JSON ({error}); mend it") from None
-    return content
 
 
 def openrlhf_command(
@@ -196,7 +189,8 @@ def openrlhf_command(
         raise ConfigError(problems)
     # torchrun takes the GPUs that Ray assigned and a free port; DeepSpeed's launcher fixes the port.
     launcher = f"python -m torch.distributed.run --standalone --nproc_per_node={config.cluster.trainer.ranks}"
-    command = [*launcher.split(), "-m", f"openrlhf.cli.{_MODULES[config.type]}"]
+    module = {"sft": "train_sft", "reward": "train_rm", "preference": "train_dpo"}[config.type]
+    command = [*launcher.split(), "-m", f"openrlhf.cli.{module}"]
     states = states_directory(output)
     flags: dict[str, Flag] = {
         "data.dataset": str(train_path),
@@ -238,7 +232,8 @@ def openrlhf_environment(config: StageConfig, output: Path) -> dict[str, str]:
         **({"WANDB_ENTITY": place.entity} if place.entity else {}),
         "WANDB_DIR": str(output.parent),
         "WANDB_TAGS": ",".join(tracking.tags),
-        **dict.fromkeys(_NOT_COLLECTED, "true"),
+        # Nothing of the machine or the code is collected.
+        **dict.fromkeys(("WANDB_DISABLE_CODE", "WANDB_DISABLE_GIT", "WANDB_X_DISABLE_META"), "true"),
         "WANDB_X_DISABLE_STATS": "false" if tracking.system_metrics else "true",
         "WANDB_CONSOLE": "off",
     }
@@ -329,7 +324,6 @@ def write_openrlhf_data(
             raise ValueError(f"{path}: no sample to write; the sources (or their held-out part) are empty")
         return count
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     return int(write_whole(path, write))
 
 
@@ -367,20 +361,21 @@ def adopt_openrlhf(output: Path, config: StageConfig) -> None:
     """
     if config.model.lora is not None:
         _merge_adapters(output, config)
-    if config.type == "reward":
-        _adopt_reward(output)
-    _change_config(output, {})
-    for file in sorted(output.glob("model*.safetensors")):
-        with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 - it is no mapping
-                if not bool(opened.get_tensor(name).isfinite().all()):
-                    raise RuntimeError(
-                        f"{output}: weight {name!r} isn't finite, so the training diverged; lower training.learning_rate"
-                    )
+    changes = _adopt_head(output) if config.type == "reward" else {}
+    file = output / "config.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    write_json(file, content | {key: value for key, value in _RESTORED.items() if key in content} | changes)
+    if changes:
+        check_reward_model(str(output), trained=True)
+    for name, tensor in read_weights(sorted(output.glob("model*.safetensors"))):
+        if not bool(tensor.isfinite().all()):
+            raise RuntimeError(
+                f"{output}: weight {name!r} isn't finite, so the training diverged; lower training.learning_rate"
+            )
 
 
-def _adopt_reward(path: Path) -> None:
-    """OpenRLHF names a class of its own and the labels of its base model."""
+def _adopt_head(path: Path) -> dict[str, Any]:
+    """What a reward model's config is to say: OpenRLHF names a class of its own and the labels of its base model."""
     own, tokenizer = AutoConfig.from_pretrained(path), ChatTokenizer(str(path))
     family = AutoModelForSequenceClassification._model_mapping.get(type(own), None)
     if family is None:
@@ -388,9 +383,8 @@ def _adopt_reward(path: Path) -> None:
         raise ValueError(f"{path}: {why}")
     labels = {"architectures": [family.__name__], "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     padding = set_padding(tokenizer.backend, own.vocab_size, tokenizer.end_id)
-    _change_config(path, {**labels, "pad_token_id": padding, **READ_AT})
     tokenizer.backend.save_pretrained(path)
-    check_reward_model(str(path), trained=True)
+    return {**labels, "pad_token_id": padding, **READ_AT}
 
 
 def _merge_adapters(output: Path, config: StageConfig) -> None:
@@ -402,13 +396,5 @@ def _merge_adapters(output: Path, config: StageConfig) -> None:
         file.replace(folder / file.name)
     place = str(output)
     policy = load_policy(model.path, "bfloat16", lora=model.lora, adapter=place, trust_remote_code=trust)
-    merged = merged_weights(policy.lm, lambda parameters: nullcontext())
-    state = {name: tensor.cpu().clone() for name, tensor in merged}
+    state = {n: tensor.cpu().clone() for n, tensor in merged_weights(policy.lm, lambda _: nullcontext())}
     save_model(policy, AutoTokenizer.from_pretrained(place, trust_remote_code=trust), place, state)
-
-
-def _change_config(path: Path, changes: dict[str, Any]) -> None:
-    file = path / "config.json"
-    content = json.loads(file.read_text(encoding="utf-8"))
-    content |= {key: value for key, value in _RESTORED.items() if key in content}
-    write_json(file, {**content, **changes})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from ultramed_rl.learning.checks import check_chats, check_groups
 from ultramed_rl.models.checks import check_models
 from ultramed_rl.models.tokenizer import ChatTokenizer, chat_tokenizer
 from ultramed_rl.records import PreferenceGroup, TokenizedChat
-from ultramed_rl.stages.loop import StageLoop, render
+from ultramed_rl.stages.loop import StageLoop, data_inputs, render
 from ultramed_rl.stages.openrlhf import train_by_openrlhf
 from ultramed_rl.store import SampleFile, StageDirectory, write_samples
 from ultramed_rl.tracking import Progress, Tracker, watched
@@ -96,9 +95,7 @@ def prepare_data(
         counts = {name: float(count) for name, count in prepared.counts.items()}
         return {**counts, "samples_training": training, "samples_held_out": held_out}
 
-    what = json.dumps(config.data.model_dump(mode="json"), sort_keys=True)
-    inputs = (what, model.path, model.max_length, config.run.seed)
-    path, counts = store.artifacts.phase_directory("data", write, *inputs)
+    path, counts = store.artifacts.phase_directory("data", write, *data_inputs(config))
     progress.say("data: " + ", ".join(f"{name} {count:.0f}" for name, count in counts.items() if count))
     files: list[SampleFile[Any]] = [
         SampleFile(path / f"{name}.arrow", sample) for name in ("training", "held_out")

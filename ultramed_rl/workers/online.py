@@ -20,9 +20,7 @@ from ultramed_rl.cluster.plan import needs_reference
 from ultramed_rl.cluster.transport import WorkerSet
 from ultramed_rl.config import RunConfig
 from ultramed_rl.config.judge_models import POLICY
-from ultramed_rl.learning.checks import check_groups
-from ultramed_rl.learning.packing import AnswerGroup
-from ultramed_rl.learning.preference_data import read_reference, reference_answers
+from ultramed_rl.learning.preference_data import reference_answers
 from ultramed_rl.models.load import ADAPTER_FOLDER
 from ultramed_rl.models.tokenizer import ChatTokenizer
 from ultramed_rl.records import (
@@ -36,13 +34,12 @@ from ultramed_rl.records import (
     ScoredCompletion,
 )
 from ultramed_rl.rewards.judge_client import JudgeClient, Turn
-from ultramed_rl.scheduling.dispatch import WorkItem
 from ultramed_rl.scheduling.pool import Outcome, Pool, PoolRules, RanksLost
 from ultramed_rl.workers.deployment import WAVES
 from ultramed_rl.workers.judges import EngineJudge, launch_engine_judges, served
 from ultramed_rl.workers.policy import PolicyRanks, TrainingRanks, WeightSync
 from ultramed_rl.workers.sampling import Advance, SamplingWorkers
-from ultramed_rl.workers.scorers import Judges, Scorers
+from ultramed_rl.workers.scorers import Judges, ReferenceScorer, Scorers
 
 Result = TypeVar("Result")
 
@@ -368,38 +365,3 @@ class OnlineWorkers(SamplingWorkers):
         scorers = [self.scorers, *([] if self.judges is None else [self.judges])]
         others = [judge.group for judge in self.engine_judges] + [g for one in scorers for g in one.groups]
         return super().groups | own | {group.role: group for group in others}
-
-
-class ReferenceScorer:
-    """Whoever holds the reference's weights, behind offers and outcomes."""
-
-    def __init__(self, pool: Pool, vocab_size: int, max_length: int, beside: str = "none") -> None:
-        self.pool, self.vocab_size, self.max_length, self.beside = pool, vocab_size, max_length, beside
-        self._answers: dict[str, int] = {}  # of the groups under way
-
-    def offer(self, group: PreferenceGroup, packed: AnswerGroup | None = None) -> None:
-        """A group whose answers need reference logprobs; `packed` has them and perhaps one beside them, which KTO takes of
-        other groups.
-
-        Raises:
-            ValueError: a group that cannot be learnt from.
-        """
-        check_groups([group], self.vocab_size, self.max_length)
-        packed = packed or reference_answers([group], 0, self.beside, self.max_length)
-        self._answers[group.group_id] = len(group.completions)
-        tokens = packed.packed_tokens
-        self.pool.offer(WorkItem(group.group_id, tokens, float(tokens)), packed)
-
-    def take(self, outcome: Outcome) -> ReferenceLogprobs:
-        """A group's logprobs, in nats.
-
-        Raises:
-            RuntimeError: no worker could compute them.
-        """
-        if outcome.error:
-            raise RuntimeError(f"{outcome.key}: no reference logprobs: {outcome.error}")
-        return read_reference(outcome.key, self._answers.pop(outcome.key), outcome.value)
-
-    def forget(self) -> None:
-        """Drop all that is under way; the scheduler forgets its part itself."""
-        self._answers = {}

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,14 +17,24 @@ from dataclasses import dataclass, field, replace
 from ultramed_rl.cluster.group import WorkerGroup
 from ultramed_rl.config.judges import BenchmarkJudge, JudgeChoice, ModelJudge
 from ultramed_rl.config.rewards import RAW, Reward
+from ultramed_rl.learning.checks import check_groups
+from ultramed_rl.learning.packing import AnswerGroup
+from ultramed_rl.learning.preference_data import read_reference, reference_answers
 from ultramed_rl.models.checks import check_reward_model
 from ultramed_rl.models.reading import RewardReader
 from ultramed_rl.models.tokenizer import ChatTokenizer
-from ultramed_rl.records import Completion, JudgedAnswer, Prompt, ScoredCompletion
+from ultramed_rl.records import (
+    Completion,
+    JudgedAnswer,
+    PreferenceGroup,
+    Prompt,
+    ReferenceLogprobs,
+    ScoredCompletion,
+)
 from ultramed_rl.rewards import Columns, Term, TermScorer, combine_members, make_term, weighted_sum
 from ultramed_rl.rewards.judge_client import JudgeClient
 from ultramed_rl.scheduling.dispatch import WorkItem
-from ultramed_rl.scheduling.pool import Outcome
+from ultramed_rl.scheduling.pool import Outcome, Pool
 from ultramed_rl.scheduling.scheduler import Scheduler, feed
 from ultramed_rl.workers.deployment import Replicas
 from ultramed_rl.workers.judges import EngineJudge
@@ -60,7 +69,7 @@ class Scored:
     error: str = ""
 
 
-class AnswerScorers(ABC):
+class AnswerScorers:
     """Several scorers over the same answers. Terms are made before, so that a missing secret shows before anything starts;
     the reward models are added when they have started.
 
@@ -79,18 +88,13 @@ class AnswerScorers(ABC):
         self.engine_judges: list[EngineJudge] = []
         # Columns in the order of models and terms, whoever comes first.
         self._model_columns = list(readers)
-        self._columns = [*readers, *terms]
+        self._columns = self.shown_columns = [*readers, *terms]
         self._pending: dict[str, _Pending] = {}
         self._ready: list[Scored] = []
 
-    @property
-    @abstractmethod
-    def shown_columns(self) -> Sequence[str]:
-        """The scorers whose numbers are kept beside the reward."""
-
-    @abstractmethod
     def rewards_of(self, columns: Columns) -> list[float]:
-        """The rewards of a prompt's answers from each scorer's numbers of them."""
+        """The rewards of a prompt's answers from each scorer's numbers of them; NaN where there are none."""
+        return [math.nan] * max(map(len, columns.values()))
 
     @property
     def groups(self) -> list[WorkerGroup]:
@@ -272,13 +276,9 @@ class Scorers(AnswerScorers):
         readers = [_reader(path, policy, config) for path in config.paths]
         terms = {term.name: make_term(term, policy) for term in config.terms}
         super().__init__(policy, dict(zip(columns, readers, strict=True)), terms)
+        self.shown_columns = self._columns if len(self._columns) > 1 else []
         # Reward per token that is taken off. One that is to be fitted isn't known yet.
         self.length_slope = 0.0 if config.length_slope in (None, "fit") else float(config.length_slope)
-
-    @property
-    def shown_columns(self) -> Sequence[str]:
-        """What is kept beside the reward: nothing where it is one scorer's."""
-        return self._columns if len(self._columns) > 1 else ()
 
     def rewards_of(self, columns: Columns) -> list[float]:
         """The models' reward and each term's, summed by weight."""
@@ -314,15 +314,6 @@ class Judges(AnswerScorers):
         others = [j for j in judges if not isinstance(j, ModelJudge | BenchmarkJudge)]
         super().__init__(policy, readers, {judge.name: make_term(judge, policy) for judge in others})
 
-    @property
-    def shown_columns(self) -> Sequence[str]:
-        """Every judge."""
-        return self._columns
-
-    def rewards_of(self, columns: Columns) -> list[float]:
-        """None."""
-        return [math.nan] * max(map(len, columns.values()))
-
     def judge(
         self,
         prompts: Sequence[Prompt],
@@ -333,6 +324,41 @@ class Judges(AnswerScorers):
         """What each judge says of each completion, in order."""
         scored = self.score(prompts, completions, advance, scheduler)
         return [JudgedAnswer(s.completion.prompt_id, s.completion.sample, s.terms) for s in scored]
+
+
+class ReferenceScorer:
+    """Whoever holds the reference's weights, behind offers and outcomes."""
+
+    def __init__(self, pool: Pool, vocab_size: int, max_length: int, beside: str = "none") -> None:
+        self.pool, self.vocab_size, self.max_length, self.beside = pool, vocab_size, max_length, beside
+        self._answers: dict[str, int] = {}  # of the groups under way
+
+    def offer(self, group: PreferenceGroup, packed: AnswerGroup | None = None) -> None:
+        """A group whose answers need reference logprobs; `packed` has them and perhaps one beside them, which KTO takes of
+        other groups.
+
+        Raises:
+            ValueError: a group that cannot be learnt from.
+        """
+        check_groups([group], self.vocab_size, self.max_length)
+        packed = packed or reference_answers([group], 0, self.beside, self.max_length)
+        self._answers[group.group_id] = len(group.completions)
+        tokens = packed.packed_tokens
+        self.pool.offer(WorkItem(group.group_id, tokens, float(tokens)), packed)
+
+    def take(self, outcome: Outcome) -> ReferenceLogprobs:
+        """A group's logprobs, in nats.
+
+        Raises:
+            RuntimeError: no worker could compute them.
+        """
+        if outcome.error:
+            raise RuntimeError(f"{outcome.key}: no reference logprobs: {outcome.error}")
+        return read_reference(outcome.key, self._answers.pop(outcome.key), outcome.value)
+
+    def forget(self) -> None:
+        """Drop all that is under way; the scheduler forgets its part itself."""
+        self._answers = {}
 
 
 def _reader(path: str | None, policy: ChatTokenizer, config: Reward | ModelJudge) -> RewardReader:

@@ -29,8 +29,8 @@ from ultramed_rl.records import (
     SamplingRequest,
     ScoredCompletion,
 )
+from ultramed_rl.rewards.benchmark_judges import StatementGrader, judge_statements
 from ultramed_rl.rewards.rules import AnswerMatch
-from ultramed_rl.rewards.statements import StatementGrader, judge_statements
 from ultramed_rl.store import ArtifactFolder
 from ultramed_rl.tracking import Progress
 

@@ -15,14 +15,20 @@ from tests.unit.rewards.test_http import serving
 from tests.unit.rewards.test_rubric import by_words
 from ultramed_rl.config.benchmarks import Benchmarks, Grader
 from ultramed_rl.data.chats import Misfit
-from ultramed_rl.evaluation.healthbench import GradedExample, grader_agreement, summarize_rubrics, worst_of
+from ultramed_rl.evaluation.healthbench import (
+    GradedExample,
+    RubricSummary,
+    grader_agreement,
+    summarize_rubrics,
+    worst_of,
+)
 from ultramed_rl.evaluation.items import Row
 from ultramed_rl.evaluation.rubrics import Criterion
 from ultramed_rl.evaluation.runner import AnswerPlace, AskedPolicy, BenchmarkRunner
 from ultramed_rl.evaluation.suite import check_task, load_suite
 from ultramed_rl.evaluation.tasks.healthbench import read_row
 from ultramed_rl.records import Completion, Message, Prompt
-from ultramed_rl.rewards.healthbench import judge_rubrics, measure_grader
+from ultramed_rl.rewards.benchmark_judges import judge_rubrics, measure_grader
 from ultramed_rl.rewards.rubric import RubricGrader
 from ultramed_rl.store import ArtifactFolder
 from ultramed_rl.tracking import Progress
@@ -197,7 +203,15 @@ def test_answers_are_graded_once_and_the_grader_is_measured(tmp_path: Path) -> N
         place = AnswerPlace(ArtifactFolder(tmp_path / "run"), suffix="-p")
         assert isinstance(config.grader, Grader)
         grader = RubricGrader(config.grader)
-        alone, drawn = judge_rubrics(grader, runner.rubrics(policy), place, Progress(), 0)
+
+        def summaries(grader: RubricGrader) -> list[RubricSummary]:
+            found = (
+                judge_rubrics(grader, *key, answered, place, Progress(), 0)
+                for key, answered in runner.rubrics(policy).items()
+            )
+            return [summary for summary in found if summary is not None]
+
+        alone, drawn = summaries(grader)
         assert alone.score.mean == pytest.approx((1.0 - 6 / 8) / 2) and alone.items == 2
         assert drawn.score.mean == pytest.approx((5 / 16 + 3 / 8) / 2)
         assert drawn.worst_at == {1: pytest.approx((5 / 16 + 3 / 8) / 2), 2: pytest.approx((0 + 3 / 8) / 2)}
@@ -205,7 +219,7 @@ def test_answers_are_graded_once_and_the_grader_is_measured(tmp_path: Path) -> N
         assert agreement is not None and agreement.agreement == 0.75
         count = len(requests)
         again = RubricGrader(config.grader)
-        assert judge_rubrics(again, runner.rubrics(policy), place, Progress(), 0) == [alone, drawn]
+        assert summaries(again) == [alone, drawn]
         assert measure_grader(again, config.grader, place.folder, Progress()) == agreement
         assert len(requests) == count
     (row, _) = map(

@@ -26,8 +26,8 @@ from ultramed_rl.evaluation.judging import (
     statement_template,
     summarize_statements,
 )
+from ultramed_rl.rewards.benchmark_judges import StatementGrader, count_statements
 from ultramed_rl.rewards.judge_client import JudgeClient, Reply
-from ultramed_rl.rewards.statements import StatementGrader, count_statements
 
 E, N, C = "entailed", "neutral", "contradicted"
 

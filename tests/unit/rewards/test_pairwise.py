@@ -17,9 +17,8 @@ from ultramed_rl.config.rewards import PairwiseTerm
 from ultramed_rl.evaluation.chat_scores import Duel
 from ultramed_rl.records import ChatRequest, Completion, Message, Prompt
 from ultramed_rl.rewards.judge_client import JudgeReply
-from ultramed_rl.rewards.pairwise import PairwiseJudge, read_verdict
+from ultramed_rl.rewards.pairwise import Compare, PairwiseJudge, knockout, read_verdict, round_robin
 from ultramed_rl.rewards.term import Scores
-from ultramed_rl.rewards.tournament import Compare, knockout, round_robin
 
 Points = dict[tuple[int, int], float | None]
 

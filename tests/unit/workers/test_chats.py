@@ -70,7 +70,7 @@ def test_every_chat_is_answered_once_and_the_same_however_many_are_asked_at_once
     result = carry(model, tmp_path / "some", ray, workers)
     assert not result.stopped and result.tally.done == RECORDS and result.tally.kept > RECORDS / 2
     assert result.tally.failures.keys() <= {"unanswered_empty", "unanswered_truncated"}
-    assert set(asked(ray).values()) == {1} and asked(ray).total() == result.usage.replies
+    assert set(asked(ray).values()) == {1} and asked(ray).total() == result.usage.requests
     carry(model, tmp_path / "alone", alone, 1)
     for name in ("rows.jsonl", "failures.jsonl"):
         assert (tmp_path / "some" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()

@@ -11,7 +11,7 @@ from typing import Any
 
 from ultramed_rl.config.factory_steps import Feedback
 from ultramed_rl.data.chats import read_turns
-from ultramed_rl.data.factory.instructions import question_text, read_instruction
+from ultramed_rl.data.factory.instructions import NO_JSON, question_text, read_instruction
 from ultramed_rl.data.factory.judgements import Order, Verdict, contradictions, judged_row, read_candidates
 from ultramed_rl.data.factory.step import (
     Ask,
@@ -151,7 +151,7 @@ def read_reply(text: str, shown: Sequence[int], config: Feedback) -> Reading | M
     unreadable_reply, bad_evaluations, bad_ranking, bad_score."""
     reply, count = read_object(text), len(shown)
     if reply is None:
-        return Miss("unreadable_reply", "it is not a JSON object of the form asked for")
+        return NO_JSON
     if (ranking := _permutation(reply.get("ranking"), count)) is None:
         return Miss("bad_ranking", f"the ranking does not hold each of the numbers 1 to {count} exactly once")
     given = reply.get("evaluations")

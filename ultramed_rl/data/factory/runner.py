@@ -14,34 +14,15 @@ from dataclasses import dataclass, field, replace
 
 from ultramed_rl.data.chats import Misfit
 from ultramed_rl.data.factory.step import Ask, Drop, End, Fail, Generator, Keep, Row, Step, name_of
-from ultramed_rl.http.generator import BudgetSpent
+from ultramed_rl.http.generator import BudgetSpent, Usage
 from ultramed_rl.http.session import running
-from ultramed_rl.records import ChatReply, ChatRequest
+from ultramed_rl.records import ChatRequest
 from ultramed_rl.store.record_log import Entry, RecordLog, Tally, dropped, failed, kept
 
 BROKEN_AFTER = 20
 UNANSWERED = "unanswered"
 DUPLICATE_KEY = "duplicate_key"
 MALFORMED = "malformed_record"
-
-
-@dataclass
-class Usage:
-    """What replies cost. Token counts are the models' own, so those of cached replies are 0."""
-
-    replies: int = 0
-    errors: int = 0
-    cached: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-    def add(self, reply: ChatReply) -> None:
-        """One more reply."""
-        self.replies += 1
-        self.errors += bool(reply.error)
-        self.cached += reply.cached
-        self.prompt_tokens += reply.prompt_tokens
-        self.completion_tokens += reply.completion_tokens
 
 
 @dataclass(frozen=True)

@@ -208,10 +208,10 @@ def _carry(work: DataWork, step: Step, name: str, folder: Path) -> RecordLog:
             fix = "raise the budget and go on with --resume"
             raise RuntimeError(f"{config.run.name}: {result.stopped}; {kept}; {fix}")
         log.finish()
-        if (usage := result.usage).replies:
+        if (usage := result.usage).requests:
             known = f"{usage.cached} known before, {usage.errors} failed"
             tokens = f"{usage.prompt_tokens} prompt and {usage.completion_tokens} completion tokens"
-            work.progress.say(f"{usage.replies} replies ({known}), {tokens}")
+            work.progress.say(f"{usage.requests} replies ({known}), {tokens}")
         _check_failed(config, log)
         return log
 

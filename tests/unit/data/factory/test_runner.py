@@ -62,7 +62,7 @@ def test_with_any_generator_and_any_ends_every_record_is_done_once_and_in_order(
     for left in [*budgets, 10**9]:
         budget = Budget(left)
         result = run(folder, GENERATORS[kind](size, budget), count, workers)
-        assert result.usage.replies == len(budget.asked)
+        assert result.usage.requests == len(budget.asked)
         assert len(set(budget.asked)) == len(budget.asked), "a request was asked twice in one run"
         assert budget.most_held <= workers
         asked += budget.asked
@@ -99,7 +99,7 @@ def test_unanswered_requests_are_counted_by_the_errors_name_never_by_its_words(
 @pytest.mark.parametrize("kind", sorted(GENERATORS))
 def test_a_generator_that_ends_early_leaves_the_rest_undone_and_says_so(tmp_path: Path, kind: str) -> None:
     result = run(tmp_path, GENERATORS[kind](4, Budget(10)), 50, 8)
-    assert result.stopped.startswith("left=0: ") and result.usage.replies == 10
+    assert result.stopped.startswith("left=0: ") and result.usage.requests == 10
     assert 0 < result.tally.done < 50 and not (tmp_path / "rows.jsonl").exists()
 
 
@@ -242,7 +242,7 @@ def test_usage_adds_up_what_the_replies_say(tmp_path: Path) -> None:
     rows = [{"id": f"r{n}", "n": n} for n in (2, 3, 4, 7, 12)]
     with RecordLog(tmp_path) as log:
         usage = run_step(NumberedStep(), rows, Priced(2), log).usage
-    assert (usage.replies, usage.errors, usage.cached) == (7, 1, 1)
+    assert (usage.requests, usage.errors, usage.cached) == (7, 1, 1)
     assert (usage.prompt_tokens, usage.completion_tokens) == (35, 49)
 
 

@@ -34,7 +34,7 @@ from ultramed_rl.data.factory.report.table import (
 from ultramed_rl.data.factory.report.topics import Point, PointSample, map_topics, topic_figure
 from ultramed_rl.data.factory.step import Row
 from ultramed_rl.data.likeness import Embed
-from ultramed_rl.store.atomic import remove, write_json, write_whole
+from ultramed_rl.store.atomic import remove, write_json, write_text
 from ultramed_rl.tracking.page import figure_text, page_html
 
 _HTML = Path(__file__).with_name("html")
@@ -69,7 +69,7 @@ def build_report(
     facts = gather_facts(sampled())
     counted = count_sets(facts, misfits, config.originals)
     write_json(folder / "table.json", asdict(counted))
-    _write_text(folder / "table.md", render_table(counted))
+    write_text(folder / "table.md", render_table(counted))
     models = places = topics = None
     if judged is not None and next(iter(judged()), None) is not None:
         models, places = model_table(judged()), position_report(judged())
@@ -79,7 +79,7 @@ def build_report(
     if len(facts):
         topics = map_topics(sample, embed, seed=config.seed, clusters=config.clusters)
         page = page_html(_HTML / "topics.html.jinja", title, topics=topics, topic_figure=topic_figure)
-        _write_text(folder / "topics.html", page)
+        write_text(folder / "topics.html", page)
     else:
         remove(folder / "topics.html")
     page = page_html(
@@ -98,11 +98,7 @@ def build_report(
         topics=topics,
         topic_figure=topic_figure,
     )
-    _write_text(folder / "report.html", page)
-
-
-def _write_text(path: Path, text: str) -> None:
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(folder / "report.html", page)
 
 
 # -- distributions -----------------------------------------------------------------------------------------
