@@ -36,7 +36,8 @@ def why_not() -> str | None:
 
 def build() -> Path:
     """The compiled guard, kept beside other temporary files for this torch; some ten seconds the first time."""
-    torch = _torch()  # the library holds the path of the one it was linked to: another checkout's is another library
+    torch = _torch()
+    # It holds the path of what it was linked to: another checkout's is another library.
     linked = f"{importlib.metadata.version('torch')} {torch}"
     key = hashlib.sha256(SOURCE.read_bytes() + linked.encode()).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"ultramed_rl-fake-cuda-{os.getuid()}"

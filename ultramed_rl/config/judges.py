@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -89,6 +89,7 @@ TermJudge = AnswerTerm | LengthTerm | HttpTerm | JudgeTerm | RubricTerm | Python
 JudgeChoice = Annotated[
     RuleCheck | Likeness | ModelJudge | BenchmarkJudge | TermJudge, Field(discriminator="type")
 ]
+ComparedJudge = Annotated[RuleCheck | Likeness | TermJudge, Field(discriminator="type")]
 
 
 class Evaluation(Section):
@@ -105,22 +106,7 @@ class Evaluation(Section):
 
     def problems(self) -> Iterator[str]:
         yield from sample_rules(self.samples, self.temperature)
-        names = [judge.name for judge in self.judges]
-        for place, judge in enumerate(self.judges):
-            if getattr(judge, "engine", None) == POLICY:
-                yield (
-                    f"judges.{place}.engine=policy: a judge that changes with the policy compares nothing with the start; name a "
-                    "model"
-                )
-            if not _NAME.fullmatch(judge.name) or judge.name == REWARD:
-                yield (
-                    f"judges.{place}.name={judge.name!r}: stands in the names of metrics; use letters, digits, _ and -, and "
-                    f"not {REWARD!r}"
-                )
-            if (weight := getattr(judge, "weight", 1.0)) != 1.0:
-                yield f"judges.{place}.weight={weight:g}: judges are not summed; remove the key"
-        for name in repeated(names):
-            yield f"judges: two are named {name!r}; give each a name of its own"
+        yield from judge_rules(self.judges)
 
     @property
     def models(self) -> list[ModelJudge]:
@@ -131,6 +117,25 @@ class Evaluation(Section):
     def benchmarks(self) -> list[BenchmarkJudge]:
         """The judges that are benchmarks."""
         return [judge for judge in self.judges if isinstance(judge, BenchmarkJudge)]
+
+
+def judge_rules(judges: Sequence[JudgeChoice]) -> Iterator[str]:
+    """Each judge has a name of its own, and stays the same while policies change."""
+    for place, judge in enumerate(judges):
+        if getattr(judge, "engine", None) == POLICY:
+            yield (
+                f"judges.{place}.engine=policy: a judge that changes with the policy compares nothing with the start; name a "
+                "model"
+            )
+        if not _NAME.fullmatch(judge.name) or judge.name == REWARD:
+            yield (
+                f"judges.{place}.name={judge.name!r}: stands in the names of metrics; use letters, digits, _ and -, and "
+                f"not {REWARD!r}"
+            )
+        if (weight := getattr(judge, "weight", 1.0)) != 1.0:
+            yield f"judges.{place}.weight={weight:g}: judges are not summed; remove the key"
+    for name in repeated(judge.name for judge in judges):
+        yield f"judges: two are named {name!r}; give each a name of its own"
 
 
 def benchmark_rules(evaluation: Evaluation, benchmarks: RoundBenchmarks | None) -> Iterator[str]:

@@ -11,6 +11,7 @@ from ultramed_rl.config.base import Section, key, sample_rules
 from ultramed_rl.config.benchmarks import Benchmarks, room_rules
 from ultramed_rl.config.cluster import SamplingCluster, ScoringCluster, StageCluster
 from ultramed_rl.config.judge_models import JudgeEngine, own_engines
+from ultramed_rl.config.judges import ComparedJudge, judge_rules
 from ultramed_rl.config.limits import (
     Address,
     Column,
@@ -196,6 +197,7 @@ class EvaluateConfig(AnyConfig):
     prompts: Prompts | None = None
     sampling: ComparedSampling = ComparedSampling()
     reward: Reward | None = key(None, "scores the answers to prompts, and reranks self-consistency's samples")
+    judges: list[ComparedJudge] = key([], "score the same answers to prompts, beside the reward")
     bootstrap: Resamples = key(2000, "paired bootstrap resamples")
     cluster: SamplingCluster = SamplingCluster()
     tracking: Tracking = Tracking()
@@ -204,6 +206,9 @@ class EvaluateConfig(AnyConfig):
         sampling, cluster = self.sampling, self.cluster
         yield from device_rules(cluster, self.policy.precision, self.judge_engines)
         yield from self._reward_rules()
+        yield from judge_rules(self.judges)
+        if self.judges and self.prompts is None:
+            yield "judges: score answers to prompts, and there are none; set prompts, or remove them"
         if self.prompts is not None:
             yield from length_rules(self.prompts, self.policy, sampling.max_new_tokens, "sampling")
             yield from sample_rules(sampling.samples, sampling.temperature, "sampling.")
@@ -247,6 +252,7 @@ class EvaluateConfig(AnyConfig):
         """By the keys that name them, engines of judges."""
         terms = self.reward.terms if self.reward else ()
         judges: dict[str, Any] = {f"reward.terms, {term.name}": term for term in terms}
+        judges |= {f"judges, {judge.name}": judge for judge in self.judges}
         return own_engines(judges | (self.benchmarks.judges if self.benchmarks else {}))
 
     @property

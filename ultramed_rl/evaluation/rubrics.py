@@ -23,10 +23,15 @@ _OURS = Path(__file__).with_name("rubric_prompt.txt")
 _FIELDS = ("question", "answer", "criteria")
 _TEXTS, _POINTS = ("criterion", "description", "text"), ("points", "weight")
 _VERDICT = r"(?P<no>not\s+met|unmet|no|false)|(?P<yes>met|yes|true)"
-_LINE = re.compile(
-    rf"^\W*(?:criterion\s*)?(?P<number>\d{{1,3}})\W{{1,6}}(?:{_VERDICT})\b", re.IGNORECASE | re.MULTILINE
+# Small judges say it in a sentence: "The criterion is met, because ..."; "is met in part" is no verdict.
+_STATED = (
+    rf"(?P<stated>(?:the|this)\s+(?:criterion|statement|answer)\s+is\W+)?(?:{_VERDICT})\b"
+    r"(?(stated)(?=\s*(?:[^\w\s]|$|because\b|since\b|as\b)))"
 )
-_ALONE = re.compile(rf"\W*(?:{_VERDICT})\W*", re.IGNORECASE)
+_LINE = re.compile(
+    rf"^\W*(?:criterion\s*)?(?P<number>\d{{1,3}})\W{{1,6}}{_STATED}", re.IGNORECASE | re.MULTILINE
+)
+_ALONE = re.compile(rf"\W*{_STATED}(?(stated)|\W*$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -100,13 +105,13 @@ def rubric_prompt(
 
 
 def read_verdicts(reply: str) -> dict[int, bool] | None:
-    """By a criterion's number, from 1, whether it is met: lines "1: met", a lone "not met", or HealthBench's
-    {"criteria_met": true}. A number with two verdicts has none; None of a reply without any."""
+    """By a criterion's number, from 1, whether it is met: lines "1: met", a lone "not met" or "The criterion is met, ...",
+    or HealthBench's {"criteria_met": true}. A number with two verdicts has none; None of a reply without any."""
     with suppress(UnusableReply):
         value = read_json(reply)
         if isinstance(value, dict) and isinstance(value.get("criteria_met"), bool):
             return {1: value["criteria_met"]}
-    if alone := _ALONE.fullmatch(reply):
+    if alone := _ALONE.match(reply):
         return {1: bool(alone["yes"])}
     found: dict[int, set[bool]] = {}
     for line in _LINE.finditer(reply):

@@ -77,7 +77,7 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult:
         check_rubrics(config.evaluation.judges, pool.held_out)
         scorers = Scorers(config.reward, tokenizer)
         judging = len(config.evaluation.judges) > len(config.evaluation.benchmarks)
-        judges = Judges(config.evaluation, tokenizer) if judging else None
+        judges = Judges(config.evaluation.judges, tokenizer) if judging else None
         benchmarks = (
             BenchmarkRounds(config, config.benchmarks, tokenizer, progress) if config.benchmarks else None
         )

@@ -1,7 +1,7 @@
 """The stage that evaluates policies: benchmarks with known answers, and held-out prompts scored by reward.
 
 policy --> engines --> answers      (one policy after the other)
-answers of all --> reward models --> rewards
+answers of all --> reward models, judges --> rewards, scores
 answers, rewards --> accuracies, intervals, comparisons, averages; contamination
 """
 
@@ -16,7 +16,14 @@ from ultramed_rl.cluster.inputs import describe_inputs, describe_rendering
 from ultramed_rl.config import EvaluateConfig
 from ultramed_rl.data.prompts import PromptPool, load_prompts, split_pool
 from ultramed_rl.evaluation.contamination import Contamination, check_contamination, check_readable
-from ultramed_rl.evaluation.metrics import AnswerMetrics, change_metrics, prompt_means, tokens_by_prompt
+from ultramed_rl.evaluation.metrics import (
+    AnswerMetrics,
+    change_metrics,
+    judge_metrics,
+    means_by_prompt,
+    prompt_means,
+    tokens_by_prompt,
+)
 from ultramed_rl.evaluation.report import (
     Judged,
     PolicyReport,
@@ -30,7 +37,7 @@ from ultramed_rl.evaluation.suite import AskedTask, load_suite
 from ultramed_rl.learning.seeds import derive_seed
 from ultramed_rl.models.checks import check_models
 from ultramed_rl.models.tokenizer import ChatTokenizer
-from ultramed_rl.records import Completion, Prompt, SamplingRequest, ScoredCompletion
+from ultramed_rl.records import Completion, JudgedAnswer, Prompt, SamplingRequest, ScoredCompletion
 from ultramed_rl.rewards.benchmark_judges import BenchmarkJudges
 from ultramed_rl.rewards.rubric import check_rubrics
 from ultramed_rl.stages.general import GeneralResult, check_general, run_general
@@ -39,7 +46,7 @@ from ultramed_rl.store.artifacts import read_json, read_numbers
 from ultramed_rl.store.atomic import write_json
 from ultramed_rl.tracking import Progress, Tracker, watched
 from ultramed_rl.tracking.tables import render_comparison
-from ultramed_rl.workers.scorers import Scorers
+from ultramed_rl.workers.scorers import Judges, Scorers
 from ultramed_rl.workers.stage import ComparedPolicy, EvaluationWorkers
 
 Metrics = dict[str, float]
@@ -300,6 +307,8 @@ class HeldOutPrompts:
         self.scorers = {policy.name: Scorers(config.reward, policy.chat) for policy in policies}
         self.answers: dict[str, list[Completion]] = {}
         self.scored: dict[str, list[ScoredCompletion]] = {}
+        self.judges = {policy.name: Judges(config.judges, policy.chat) for policy in policies}
+        self.judged: dict[str, list[JudgedAnswer]] = {}
         pools = {p.name: load_prompts(config.prompts, p.chat.encode_chat).training for p in policies}
         common = set.intersection(*({prompt.prompt_id for prompt in pool} for pool in pools.values()))
         lost = max(map(len, pools.values())) - len(common)
@@ -310,7 +319,7 @@ class HeldOutPrompts:
         self.prompts = {
             n: list(split_pool(PromptPool(own), count, seed).held_out) for n, own in shared.items()
         }
-        check_rubrics(config.reward.terms, next(iter(self.prompts.values())))
+        check_rubrics([*config.reward.terms, *config.judges], next(iter(self.prompts.values())))
 
     def ask(self, workers: EvaluationWorkers, artifacts: ArtifactFolder, policy: ComparedPolicy) -> None:
         """One policy's answers."""
@@ -328,7 +337,7 @@ class HeldOutPrompts:
         self.answers[name] = artifacts.phase(f"completions-{name}", compute, *inputs, kind=Completion)
 
     def score(self, workers: EvaluationWorkers, artifacts: ArtifactFolder, policy: ComparedPolicy) -> None:
-        """The reward of each of its answers."""
+        """The reward of each of its answers, and what judges say of it."""
         name = policy.name
 
         def compute(completions: Sequence[Completion]) -> list[ScoredCompletion]:
@@ -339,8 +348,17 @@ class HeldOutPrompts:
             f"scored-{name}", compute, self.answers[name], kind=ScoredCompletion
         )
 
+        def judge(completions: Sequence[Completion]) -> list[JudgedAnswer]:
+            with self.progress.phase(f"judge {name}", len(completions), "completions") as bar:
+                return workers.rewards.judge(self.judges[name], self.prompts[name], completions, bar.advance)
+
+        if self.config.judges:
+            self.judged[name] = artifacts.phase(
+                f"judged-{name}", judge, self.answers[name], kind=JudgedAnswer
+            )
+
     def compare(self) -> dict[str, Metrics]:
-        """Each policy's rewards and lengths, and its change against the first with a paired interval."""
+        """Each policy's rewards, judges' scores and lengths, and its changes against the first with paired intervals."""
         first = next(iter(self.scored.values()))
         start, short = prompt_means(first), tokens_by_prompt(first)
         figures = {}
@@ -350,4 +368,10 @@ class HeldOutPrompts:
             figures[name] = AnswerMetrics(answers).metrics() | change_metrics(
                 start, prompt_means(answers), *how
             )
+            for judge in self.config.judges:
+                old, new = (
+                    means_by_prompt((one.prompt_id, one.scores[judge.name]) for one in self.judged[policy])
+                    for policy in (next(iter(self.scored)), name)
+                )
+                figures[name] |= judge_metrics(judge.name, old, new, *how)
         return figures

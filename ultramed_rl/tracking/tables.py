@@ -54,17 +54,21 @@ _SUBSETS: Columns = [
 def render_rounds(rows: Sequence[Metrics]) -> str:
     """Rounds as a table of plain text. `reward` is of the round's samples, the next columns are held out; of judges the
     95 % interval of the change from the start."""
-    names = [match[1] for row in rows for key in row if (match := _JUDGED.fullmatch(key))]
-    judges = [
-        (name, f"[{{judge_{name}_change_low:+.2f}}, {{judge_{name}_change_high:+.2f}}]")
-        for name in dict.fromkeys(names)
-    ]
-    return render_table([*ROUNDS[:-2], *judges, *ROUNDS[-2:]], rows)
+    return render_table([*ROUNDS[:-2], *_judges(rows), *ROUNDS[-2:]], rows)
 
 
 def render_comparison(policies: Mapping[str, Metrics]) -> str:
-    """Policies on the same held-out prompts, each against the first."""
-    return render_table(_POLICIES, [{"name": name, **metrics} for name, metrics in policies.items()])
+    """Policies on the same held-out prompts, each against the first; judges as of rounds."""
+    rows = [{"name": name, **metrics} for name, metrics in policies.items()]
+    return render_table([*_POLICIES, *_judges(list(policies.values()))], rows)
+
+
+def _judges(rows: Sequence[Metrics]) -> Columns:
+    names = [match[1] for row in rows for key in row if (match := _JUDGED.fullmatch(key))]
+    return [
+        (name, f"[{{judge_{name}_change_low:+.2f}}, {{judge_{name}_change_high:+.2f}}]")
+        for name in dict.fromkeys(names)
+    ]
 
 
 def render_subsets(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -240,8 +240,7 @@ class OnlineWorkers(SamplingWorkers):
     ) -> list[JudgedAnswer]:
         """What each judge says of each completion, in order."""
         assert self.judges is not None, "there is nobody to judge"
-        scored = self.judges.score(prompts, completions, advance, self.scheduler)
-        return [JudgedAnswer(s.completion.prompt_id, s.completion.sample, s.terms) for s in scored]
+        return self.judges.judge(prompts, completions, advance, self.scheduler)
 
     def served(self, client: JudgeClient) -> AbstractContextManager[Turn]:
         """Turns of a benchmark judge's engines."""

@@ -16,12 +16,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
 from ultramed_rl.cluster.group import WorkerGroup
-from ultramed_rl.config.judges import BenchmarkJudge, Evaluation, ModelJudge
+from ultramed_rl.config.judges import BenchmarkJudge, JudgeChoice, ModelJudge
 from ultramed_rl.config.rewards import RAW, Reward
 from ultramed_rl.models.checks import check_reward_model
 from ultramed_rl.models.reading import RewardReader
 from ultramed_rl.models.tokenizer import ChatTokenizer
-from ultramed_rl.records import Completion, Prompt, ScoredCompletion
+from ultramed_rl.records import Completion, JudgedAnswer, Prompt, ScoredCompletion
 from ultramed_rl.rewards import Columns, Term, TermScorer, combine_members, make_term, weighted_sum
 from ultramed_rl.rewards.judge_client import JudgeClient
 from ultramed_rl.scheduling.dispatch import WorkItem
@@ -303,15 +303,15 @@ class Scorers(AnswerScorers):
 
 
 class Judges(AnswerScorers):
-    """Who judges a run's held-out answers, beside its benchmarks. They give no reward.
+    """Who judges held-out answers, beside benchmarks. They give no reward.
 
     Raises:
         ValueError: a model that cannot be read, or a judge that cannot be made.
     """
 
-    def __init__(self, config: Evaluation, policy: ChatTokenizer) -> None:
-        readers = {j.name: _reader(j.path, policy, j) for j in config.models}
-        others = [j for j in config.judges if not isinstance(j, ModelJudge | BenchmarkJudge)]
+    def __init__(self, judges: Sequence[JudgeChoice], policy: ChatTokenizer) -> None:
+        readers = {j.name: _reader(j.path, policy, j) for j in judges if isinstance(j, ModelJudge)}
+        others = [j for j in judges if not isinstance(j, ModelJudge | BenchmarkJudge)]
         super().__init__(policy, readers, {judge.name: make_term(judge, policy) for judge in others})
 
     @property
@@ -322,6 +322,17 @@ class Judges(AnswerScorers):
     def rewards_of(self, columns: Columns) -> list[float]:
         """None."""
         return [math.nan] * max(map(len, columns.values()))
+
+    def judge(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Completion],
+        advance: Advance,
+        scheduler: Scheduler,
+    ) -> list[JudgedAnswer]:
+        """What each judge says of each completion, in order."""
+        scored = self.score(prompts, completions, advance, scheduler)
+        return [JudgedAnswer(s.completion.prompt_id, s.completion.sample, s.terms) for s in scored]
 
 
 def _reader(path: str | None, policy: ChatTokenizer, config: Reward | ModelJudge) -> RewardReader:

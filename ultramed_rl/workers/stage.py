@@ -14,14 +14,14 @@ from ultramed_rl.config import EvaluateConfig, RewardBenchConfig
 from ultramed_rl.config.stages import StageConfig
 from ultramed_rl.learning.packing import AnswerGroup
 from ultramed_rl.models.tokenizer import ChatTokenizer
-from ultramed_rl.records import Completion, Prompt, ScoredCompletion
+from ultramed_rl.records import Completion, JudgedAnswer, Prompt, ScoredCompletion
 from ultramed_rl.rewards.judge_client import JudgeClient, Turn
 from ultramed_rl.tracking import Progress
 from ultramed_rl.workers.deployment import Deployment, Replicas
 from ultramed_rl.workers.judges import EngineJudge, launch_engine_judges, served
 from ultramed_rl.workers.policy import TrainingRanks
 from ultramed_rl.workers.sampling import Advance, SamplingWorkers
-from ultramed_rl.workers.scorers import Scorers
+from ultramed_rl.workers.scorers import Judges, Scorers
 
 Metrics = dict[str, float]
 
@@ -104,6 +104,14 @@ class RewardWorkers:
         scorers.models, scorers.engine_judges = self._models, []
         scorers.judge_on(self._judges)  # each policy's scorers have clients of their own
         return scorers.score(prompts, completions, advance, scheduler)
+
+    def judge(
+        self, judges: Judges, prompts: Sequence[Prompt], completions: Sequence[Completion], advance: Advance
+    ) -> list[JudgedAnswer]:
+        """What each judge says of each completion, in order."""
+        scheduler, judges.engine_judges = self._started().scheduler, []
+        judges.judge_on(self._judges)
+        return judges.judge(prompts, completions, advance, scheduler)
 
     @contextmanager
     def served(self, client: JudgeClient) -> Iterator[Turn]:

@@ -8,8 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
+from tests.simulated.ray import SimulatedRay
+from tests.simulated.run import FAULTS, WORKERS, simulated
 from tests.tiny import make_policy
 from ultramed_rl.config import EvaluateConfig, parse_config
 from ultramed_rl.evaluation.report import PolicyReport
@@ -87,6 +90,58 @@ def test_what_there_is_is_written_with_the_error(config: EvaluateConfig) -> None
     assert "error" not in json.loads((folder / "results.json").read_text())
     rows = (folder / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["medqa"] for row in rows] == [0.5]
+
+
+def test_judges_score_every_policys_answers_beside_the_reward(tmp_path: Path) -> None:
+    """Two policies' answers by the simulated engines; the rule's share and the length term's mean are counted again from the answers
+    that are kept."""
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text("".join(json.dumps({"question": f"Is drug {i} safe?"}) + "\n" for i in range(30)))
+    paths = {
+        name: str(make_policy(tmp_path / name, seed=seed)) for name, seed in (("first", 0), ("second", 1))
+    }
+    settings = {
+        "type": "evaluate",
+        "run": {"name": "judged", "directory": str(tmp_path)},
+        "policies": paths,
+        "policy": {"max_length": 128},
+        "prompts": {
+            "sources": [{"type": "question", "uri": str(asked)}],
+            "held_out": 20,
+            "per_round": 1,
+            "max_prompt_tokens": 96,
+        },
+        "sampling": {"samples": 2, "temperature": 1.0, "max_new_tokens": 24},
+        "reward": {"terms": [{"type": "length", "low": 4, "high": 8, "falloff": 4}]},
+        "judges": [
+            {"type": "rule", "name": "brief", "max_words": 9},
+            {"type": "length", "name": "long", "free": 10},
+        ],
+        "bootstrap": 200,
+        "cluster": {
+            "device": "cpu",
+            "device_memory_gib": 8.0,
+            "rollout": {"kv_cache_gib": 0.1},
+            "faults": FAULTS,
+        },
+        "tracking": {"wandb": "disabled"},
+    }
+    ray = SimulatedRay(WORKERS)
+    with simulated(ray):
+        result = evaluate_policies(parse_config(settings, kind=EvaluateConfig))
+    means = {}
+    for name in paths:
+        answers = pq.read_table(result.directory / f"completions-{name}.parquet").to_pylist()
+        assert len(answers) == 40
+        brief = [len(answer["text"].split()) <= 9 for answer in answers]
+        long = [-max(0, len(answer["token_ids"]) - 10) for answer in answers]
+        figures = result.policies[name]
+        assert figures["judge_brief_mean"] == pytest.approx(sum(brief) / 40)
+        assert figures["judge_long_mean"] == pytest.approx(sum(long) / 40)
+        means[name] = sum(long) / 40
+    change = result.policies["second"]["judge_long_change"]
+    assert change == pytest.approx(means["second"] - means["first"]) and means["second"] != means["first"]
+    assert result.policies["first"]["judge_long_change"] == 0.0
 
 
 def test_a_finished_evaluation_is_read_back_without_its_judge(config: EvaluateConfig) -> None:
