@@ -35,14 +35,14 @@ from simulate import (
 
 def hours(rounds: int, overlap: int, engines: int, count: int, n: int, kind: str) -> dict[str, Any]:
     """A run of so many rounds, in virtual hours; `lag` is the most policies that a round's answers were behind."""
-    answers, prompts, held_out = Answers(), Prompts(count * rounds), list(Prompts(HELD_OUT))
+    answers, prompts, held_out = Answers(), Prompts(count * rounds, CLOCKS[kind]), list(Prompts(HELD_OUT))
     work = measure_work(Prompts(count), answers, n)
     sizes = sizes_for(engines, work)
     Policy.step_s = work.bound(sizes) / (count / BATCH)
     folder = Path(tempfile.mkdtemp(prefix="overlap-"))
     try:
         config = run_config(sizes, count, n, folder, rounds=rounds, overlap=overlap)
-        ray, metrics = run_rounds(config, prompts, held_out, answers, kind)
+        ray, metrics = run_rounds(config, prompts, held_out, answers)
     finally:
         shutil.rmtree(folder)
     return {

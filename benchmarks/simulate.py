@@ -123,11 +123,12 @@ def _cut(whole: Any, length: int, dice: random.Random) -> Any:
 
 
 class Prompts(Sequence[Prompt]):
-    """Prompts that are made when they are asked for."""
+    """Prompts that are made when they are asked for: a pool that stands ready would be a gigabyte. `seconds` is what that
+    took, by `clock`: no part of the controller's time."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, clock: Callable[[], float] = time.thread_time) -> None:
         dice = random.Random(SEED + 1)
-        self.count = count
+        self.count, self.clock, self.seconds = count, clock, 0.0
         self.made = [
             TokenIds(dice.choices(range(VOCABULARY), k=round(draw(PROMPT_TOKENS, dice.random()))))
             for _ in range(4096)
@@ -139,8 +140,11 @@ class Prompts(Sequence[Prompt]):
     def __getitem__(self, index: Any) -> Any:
         if not 0 <= index < self.count:
             raise IndexError(index)
+        began = self.clock()
         message = Message(role="user", content=f"What is known of drug {index}?")
-        return Prompt(f"prompt-{index:08d}", (message,), self.made[index % len(self.made)])
+        prompt = Prompt(f"prompt-{index:08d}", (message,), self.made[index % len(self.made)])
+        self.seconds += self.clock() - began
+        return prompt
 
     def __iter__(self) -> Iterator[Prompt]:
         return map(self.__getitem__, range(self.count))
@@ -352,7 +356,7 @@ def anonymous_bytes() -> int:
 
 def simulate(engines: int, count: int, n: int, kind: str, folder: str) -> dict[str, Any]:
     """A round of `count` prompts with so many engines."""
-    answers, prompts, held_out = Answers(), Prompts(count), list(Prompts(HELD_OUT))
+    answers, prompts, held_out = Answers(), Prompts(count, CLOCKS[kind]), list(Prompts(HELD_OUT))
     work = measure_work(prompts, answers, n)
     sizes = sizes_for(engines, work)
     Policy.step_s = work.step_s(sizes, count)
@@ -360,7 +364,7 @@ def simulate(engines: int, count: int, n: int, kind: str, folder: str) -> dict[s
     path = Path(tempfile.mkdtemp(prefix="simulate-", dir=folder or None))
     started, beside = time.perf_counter(), time.process_time() - time.thread_time()
     try:
-        ray, (metrics,) = run_rounds(run_config(sizes, count, n, path), prompts, held_out, answers, kind)
+        ray, (metrics,) = run_rounds(run_config(sizes, count, n, path), prompts, held_out, answers)
         beside = time.process_time() - time.thread_time() - beside
         written = sum(file.stat().st_size for file in path.rglob("*.parquet"))
     finally:
@@ -392,12 +396,12 @@ def simulate(engines: int, count: int, n: int, kind: str, folder: str) -> dict[s
 
 
 def run_rounds(
-    config: RunConfig, prompts: Prompts, held_out: Sequence[Prompt], answers: Answers, kind: str
+    config: RunConfig, prompts: Prompts, held_out: Sequence[Prompt], answers: Answers
 ) -> tuple[SimulatedRay, list[dict[str, float]]]:
     """A run and its rounds' metrics; the simulated Ray knows how long it took."""
     Engine.answers = answers
     classes = {RolloutWorker: Engine, PolicyWorker: Policy, RewardWorker: Reward, ReferenceWorker: Reference}
-    ray = SimulatedRay(classes, timer=CLOCKS[kind])
+    ray = SimulatedRay(classes, timer=lambda: prompts.clock() - prompts.seconds)
     ray.begun = None
     pool, progress = PromptPool(cast(Any, prompts), tuple(held_out)), Progress()
     with simulated(ray), RunDirectory.open(config, resume=False) as store:
