@@ -31,6 +31,7 @@ from ultramed_rl.config.rewards import (
     PythonTerm,
     RubricTerm,
 )
+from ultramed_rl.config.rounds import PromptSource, QuestionSource
 
 REWARD = "reward"  # the reward's own name beside those of judges
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -136,6 +137,17 @@ def judge_rules(judges: Sequence[JudgeChoice]) -> Iterator[str]:
             yield f"judges.{place}.weight={weight:g}: judges are not summed; remove the key"
     for name in repeated(judge.name for judge in judges):
         yield f"judges: two are named {name!r}; give each a name of its own"
+
+
+def likeness_rules(judges: Sequence[JudgeChoice], sources: Sequence[PromptSource], key: str) -> Iterator[str]:
+    """Some prompt has the answer that a judge compares with."""
+    if all(isinstance(source, QuestionSource) and source.answer_column is None for source in sources):
+        for judge in judges:
+            if isinstance(judge, Likeness) and judge.to == "reference":
+                yield (
+                    f"{key}: {judge.name!r} has to=reference, and no prompt has a reference answer; name its "
+                    "column in prompts.sources (answer_column), or use to=question"
+                )
 
 
 def benchmark_rules(evaluation: Evaluation, benchmarks: RoundBenchmarks | None) -> Iterator[str]:

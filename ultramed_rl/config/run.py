@@ -14,7 +14,7 @@ from ultramed_rl.config.base import Section, key
 from ultramed_rl.config.benchmarks import RoundBenchmarks, room_rules
 from ultramed_rl.config.cluster import Cluster, EngineGroup, SamplingCluster
 from ultramed_rl.config.judge_models import POLICY, JudgeEngine, JudgeModel, own_engines
-from ultramed_rl.config.judges import REWARD, Evaluation, Likeness, benchmark_rules
+from ultramed_rl.config.judges import REWARD, Evaluation, benchmark_rules, likeness_rules
 from ultramed_rl.config.limits import (
     Address,
     Few,
@@ -36,7 +36,6 @@ from ultramed_rl.config.rounds import (
     Optimization,
     PairRule,
     Prompts,
-    QuestionSource,
     Sampling,
     Training,
 )
@@ -200,16 +199,7 @@ class RunConfig(AnyConfig):
     def _judge_rules(self) -> Iterator[str]:
         """What ends a run early, or chooses its policy, goes by judges that there are and rounds whose policy is kept."""
         yield from benchmark_rules(self.evaluation, self.benchmarks)
-        without = [
-            s for s in self.prompts.sources if isinstance(s, QuestionSource) and s.answer_column is None
-        ]
-        if len(without) == len(self.prompts.sources):
-            for judge in self.evaluation.judges:
-                if isinstance(judge, Likeness) and judge.to == "reference":
-                    yield (
-                        f"evaluation.judges: {judge.name!r} has to=reference, and no prompt has a reference answer; name its "
-                        "column in prompts.sources (answer_column), or use to=question"
-                    )
+        yield from likeness_rules(self.evaluation.judges, self.prompts.sources, "evaluation.judges")
         for term in self.reward.terms:
             if not isinstance(term, JudgeModel) or term.engine != POLICY:
                 continue

@@ -11,7 +11,7 @@ from ultramed_rl.config.base import Section, key, sample_rules
 from ultramed_rl.config.benchmarks import Benchmarks, room_rules
 from ultramed_rl.config.cluster import SamplingCluster, ScoringCluster, StageCluster
 from ultramed_rl.config.judge_models import JudgeEngine, own_engines
-from ultramed_rl.config.judges import ComparedJudge, judge_rules
+from ultramed_rl.config.judges import ComparedJudge, judge_rules, likeness_rules
 from ultramed_rl.config.limits import (
     Address,
     Column,
@@ -210,6 +210,7 @@ class EvaluateConfig(AnyConfig):
         if self.judges and self.prompts is None:
             yield "judges: score answers to prompts, and there are none; set prompts, or remove them"
         if self.prompts is not None:
+            yield from likeness_rules(self.judges, self.prompts.sources, "judges")
             yield from length_rules(self.prompts, self.policy, sampling.max_new_tokens, "sampling")
             yield from sample_rules(sampling.samples, sampling.temperature, "sampling.")
         if self.benchmarks is not None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from ultramed_rl.actors.policy import PolicyWorker
 from ultramed_rl.actors.trainer import RewardTrainWorker, TrainWorker
 from ultramed_rl.actors.work import TrainingPlace
+from ultramed_rl.cluster.transport import RayScheduler
 from ultramed_rl.config import EvaluateConfig, RewardBenchConfig
 from ultramed_rl.config.stages import StageConfig
 from ultramed_rl.learning.packing import AnswerGroup
@@ -21,7 +22,7 @@ from ultramed_rl.workers.deployment import Deployment, Replicas
 from ultramed_rl.workers.judges import EngineJudge, launch_engine_judges, served
 from ultramed_rl.workers.policy import TrainingRanks
 from ultramed_rl.workers.sampling import Advance, SamplingWorkers
-from ultramed_rl.workers.scorers import Judges, Scorers
+from ultramed_rl.workers.scorers import AnswerScorers, Judges, Scorers
 
 Metrics = dict[str, float]
 
@@ -100,18 +101,21 @@ class RewardWorkers:
         advance: Advance,
     ) -> list[ScoredCompletion]:
         """The reward of each completion, in order, by `scorers` on the one set of reward models."""
-        scheduler = self._started().scheduler
-        scorers.models, scorers.engine_judges = self._models, []
-        scorers.judge_on(self._judges)  # each policy's scorers have clients of their own
+        scheduler = self._serve(scorers)
+        scorers.models = self._models
         return scorers.score(prompts, completions, advance, scheduler)
 
     def judge(
         self, judges: Judges, prompts: Sequence[Prompt], completions: Sequence[Completion], advance: Advance
     ) -> list[JudgedAnswer]:
         """What each judge says of each completion, in order."""
-        scheduler, judges.engine_judges = self._started().scheduler, []
-        judges.judge_on(self._judges)
-        return judges.judge(prompts, completions, advance, scheduler)
+        return judges.judge(prompts, completions, advance, self._serve(judges))
+
+    def _serve(self, scorers: AnswerScorers) -> RayScheduler:
+        """Let these ask the judges' engines: each policy's scorers have clients of their own."""
+        scheduler, scorers.engine_judges = self._started().scheduler, []
+        scorers.judge_on(self._judges)
+        return scheduler
 
     @contextmanager
     def served(self, client: JudgeClient) -> Iterator[Turn]:

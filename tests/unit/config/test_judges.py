@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.tiny import tiny_run
-from ultramed_rl.config import ConfigError, parse_config
+from ultramed_rl.config import ConfigError, EvaluateConfig, parse_config
 
 RULE = [{"type": "rule", "max_words": 9}]
 BENCH = [{"type": "benchmark", "task": "medqa"}]
@@ -74,3 +74,26 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path, changes: dict[str,
 def test_what_goes_together_is_taken(tmp_path: Path, changes: dict[str, Any]) -> None:
     config = parse_config(tiny_run(tmp_path, **{"evaluation__judges": RULE, **changes}))
     assert parse_config(config.to_mapping()) == config
+
+
+@pytest.mark.parametrize(
+    ("judges", "asks", "names"),
+    [
+        ([{"type": "likeness", "to": "reference"}], True, r"judges.*to=reference.*answer_column"),
+        ([{"type": "rule", "max_words": 9}] * 2, True, r"judges: two .*'rule'"),
+        ([{"type": "rule", "max_words": 9}], False, r"judges: .*set prompts"),
+    ],
+)
+def test_judges_of_compared_policies_are_held_to_the_same(
+    judges: list[dict[str, Any]], asks: bool, names: str
+) -> None:
+    asked = {"prompts": {"sources": [{"type": "question", "uri": "a.jsonl"}]}}
+    settings: dict[str, Any] = {
+        "type": "evaluate",
+        "run": {"name": "e"},
+        "policies": {"p": "org/policy"},
+        "judges": judges,
+    }
+    settings |= {**asked, "reward": {"path": "org/reward"}} if asks else {"benchmarks": TASKS}
+    with pytest.raises(ConfigError, match=names):
+        parse_config(settings, kind=EvaluateConfig)
