@@ -191,7 +191,8 @@ class _Method:
     def remote(self, *arguments: Any) -> Reference:
         reference: Reference = Stream() if self.streaming else Reference()
         if self.name == "__ray_call__":  # where the process is
-            reference.settle((_NODE, 0))
+            if not self.actor.frozen:
+                reference.settle((_NODE, 0))
             return reference
         waits_for = [given for given in arguments if isinstance(given, Reference)]
         places = [_AWAITED if isinstance(given, Reference) else given for given in arguments]
@@ -240,6 +241,7 @@ class SimulatedRay:
         self.workers, self.fate, self.refuse, self.timer = workers, fate, refuse, timer
         self.time, self.driver_s, self.calls = 0.0, 0.0, 0
         self.begun: list[Call] | None = []  # None: nobody keeps them
+        self.full = False  # no new actor finds a place
         self._coming: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers, self._meetings = count(), dict[Any, _Meeting]()
         self._left = 0.0 if timer is None else timer()
@@ -344,6 +346,7 @@ class SimulatedRay:
         """A new actor."""
         worker.ray = self
         actor = Actor(self, next(self._numbers), worker)
+        actor.frozen = self.full
         _living[actor.number] = actor
         return Handle(actor)
 

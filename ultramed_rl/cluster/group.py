@@ -170,10 +170,10 @@ class WorkerGroup:
 
     # -- who lives, and where ------------------------------------------------------------------------------
 
-    @property
-    def placed(self) -> bool:
-        """Whether every actor has found a place; one that has not waits for its node."""
-        return len(answered(list(self._whereabouts.values()), 0.0)) == len(self._whereabouts)
+    def placed(self, ranks: Sequence[int]) -> bool:
+        """Whether each of these actors has found a place; one that has not waits for its node."""
+        asked = [self._whereabouts[rank] for rank in ranks]
+        return len(answered(asked, 0.0)) == len(asked)
 
     def living(self) -> list[int]:
         """Ranks whose actor answers."""

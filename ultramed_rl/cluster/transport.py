@@ -86,6 +86,11 @@ class RayTransport:
         actors = [worker_set.group.respawn(member) for member in worker_set.members(rank)]
         self._await(role, rank, False, worker_set.prepare(actors))
 
+    def placed(self, role: str, rank: int) -> bool:
+        """Whether a worker that is being started has found its place in the cluster."""
+        worker_set = self.worker_sets[role]
+        return worker_set.group.placed(worker_set.members(rank))
+
     def end(self, role: str, rank: int) -> None:
         """End a worker, and hear nothing more of it."""
         self._forget(role, rank)

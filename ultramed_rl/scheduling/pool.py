@@ -80,6 +80,10 @@ class Transport(Protocol):
         """Begin to replace a worker; that it is there, or won't come, is an event."""
         ...
 
+    def placed(self, role: str, rank: int) -> bool:
+        """Whether a worker that is being started has found its place in the cluster."""
+        ...
+
     def end(self, role: str, rank: int) -> None:
         """End a worker now; nothing more is heard of it until it is started again."""
         ...
@@ -239,7 +243,7 @@ class Pool:
         self._workers[rank] = _Worker(rank)
         self._dispatcher.join(rank)
 
-    def lost(self, rank: int, error: str, now: float) -> None:
+    def lost(self, rank: int, error: str, now: float, *, replace: bool = True) -> None:
         """A worker is dead, or could not be started; it is replaced while there are restarts left."""
         was_ready = self._workers[rank].state == "ready"
         worker = self._workers[rank] = _Worker(rank, "gone")
@@ -248,7 +252,7 @@ class Pool:
         if was_ready:
             self._dispatcher.leave(rank, error)
             self._take_aside()
-        if self.restarts < self._allowed:
+        if replace and self.restarts < self._allowed:
             self.restarts += 1
             worker.state, worker.since = "starting", now
             self._look_at = min(self._look_at, now + self.rules.faults.start_s)
@@ -306,8 +310,8 @@ class Pool:
             self._end(Outcome(self.role, key, error=error))
 
     def _check_times(self, now: float) -> None:
-        """A turn that takes longer than `hang_s` is a hang: its worker is ended and replaced. A replacement that isn't
-        there after `start_s` won't come: its node is gone."""
+        """A turn that takes longer than `hang_s` is a hang: its worker is ended and replaced. So is a replacement that has a
+        place and isn't there after `start_s`. One that has no place by then finds none: its node is gone."""
         if now <= self._look_at:
             return
         faults, self._look_at = self.rules.faults, math.inf
@@ -317,10 +321,10 @@ class Pool:
                 self.transport.end(self.role, worker.rank)
                 self.lost(worker.rank, f"no sign of life for {out:.0f} s", now)
             elif worker.state == "starting" and out > faults.start_s:
+                placed = self.transport.placed(self.role, worker.rank)
                 self.transport.end(self.role, worker.rank)
-                worker.state = "gone"
-                self._gone += 1
-                self._last_error = f"its replacement was not there after {out:.0f} s"
+                error = f"its replacement was not there after {out:.0f} s"
+                self.lost(worker.rank, error, now, replace=placed)
             elif worker.state == "starting":
                 self._look_at = min(self._look_at, worker.since + faults.start_s)
             elif worker.turns:

@@ -104,7 +104,7 @@ class PolicyRanks(TrainingRanks):
             except RanksLost:
                 pass
             except TimeoutError:
-                if not self.placed:
+                if not self.placed(self.ranks):
                     raise LostWorkers(
                         f"policy: its {self.size} ranks were not there after {self.model_s:.0f} s "
                         "(cluster.faults.start_s): give the cluster its devices back and go on with --resume"

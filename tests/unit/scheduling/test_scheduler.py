@@ -140,21 +140,29 @@ def once(*fates: str) -> Callable[[str, int, WorkBatch], str]:
     late=st.lists(st.sampled_from([0.5, 5.0, START_S + 20.0]), max_size=12),
     refused=st.frozensets(st.sampled_from(keys(40)), max_size=3),
     lasting=st.booleans(),
+    full=st.booleans(),
 )
-@example(3, 4, ["", "", "", "hangs", "hangs"], [0.5], frozenset({"k0", "k1"}), True)
+@example(3, 4, ["", "", "", "hangs", "hangs"], [0.5], frozenset({"k0", "k1"}), True, False)
 def test_whatever_befalls_workers_each_key_ends_once(
-    workers: int, count: int, fates: list[str], late: list[float], refused: frozenset[str], lasting: bool
+    workers: int,
+    count: int,
+    fates: list[str],
+    late: list[float],
+    refused: frozenset[str],
+    lasting: bool,
+    full: bool,
 ) -> None:
+    """With `full`, no replacement finds a place."""
     starts = iter(late)
     asked = bench(
         workers, pool_rules(lasting=lasting), once(*fates), lambda role, rank: next(starts, 1.0), refused
     )
+    asked.ray.full = full
     asked.offer(*keys(count))
     try:
         found = asked.finish()
     except LostWorkers:
-        # Every place had a replacement that came too late.
-        assert sum(seconds > START_S for seconds in late) >= workers
+        assert full and sum(fate != "" for fate in fates) >= workers
         return
     assert set(found) == set(keys(count))
     for key, outcome in found.items():
@@ -164,7 +172,8 @@ def test_whatever_befalls_workers_each_key_ends_once(
             assert outcome.value[1] == f"payload of {key}"
         else:  # set aside only after three workers were lost with it
             assert sum(fate != "" for fate in fates) >= 3
-    assert asked.pool.restarts <= sum(fate != "" for fate in fates)
+    late_starts = sum(seconds > START_S for seconds in late)
+    assert asked.pool.restarts <= sum(fate != "" for fate in fates) + late_starts
 
 
 def test_a_key_that_kills_its_worker_is_set_aside_and_nobody_else_is() -> None:
@@ -256,8 +265,17 @@ def test_without_fewer_one_lost_worker_ends_the_run() -> None:
         asked.finish()
 
 
-def test_a_replacement_that_does_not_come_is_given_up_after_start_s() -> None:
-    asked = bench(1, pool_rules(), once("dies"), lambda role, rank: 1e6)
+def test_a_replacement_that_hangs_in_its_start_is_replaced_while_restarts_are_left() -> None:
+    seconds = iter([1e6, 1e6, 1.0])
+    asked = bench(1, pool_rules(restarts=3), once("dies"), lambda role, rank: next(seconds))
+    asked.offer("k0")
+    assert set(asked.finish()) == {"k0"} and asked.pool.restarts == 3
+    assert 2 * START_S < asked.ray.time < 2 * START_S + 10
+
+
+def test_a_replacement_that_finds_no_place_is_given_up_after_start_s() -> None:
+    asked = bench(1, pool_rules(), once("dies"))
+    asked.ray.full = True
     asked.offer("k0")
     with pytest.raises(LostWorkers, match=r"echo: 1 of 1 .* 6[0-5] s;"):
         asked.finish()
