@@ -750,7 +750,7 @@ SAID: list[Wording] = [
      "skill rose: +0.300 (95 % interval +0.290 to +0.310, wins 40%). "
      "near did not move measurably: +0.000 (95 % interval -0.010 to +0.010, wins 40%)."),
     ("over-optimised", verdict(0.2, 0.1, 0.4, near=-0.1),
-     "Rose by its own reward, fell by near since round 0: the held-out reward changed by +0.200 against the starting policy "
+     "Over-optimised: rose by its own reward, fell by near since round 0. The held-out reward changed by +0.200 against the starting policy "
      "(95 % interval +0.100 to +0.400, wins 48%). near fell: -0.100 (95 % interval -0.110 to -0.090, wins 40%)."),
     ("unclear", verdict(0.2, -0.1, 0.4),
      "The held-out reward did not move measurably: +0.200 against the starting policy (95 % interval -0.100 to +0.400, wins 48%). "

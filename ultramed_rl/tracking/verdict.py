@@ -104,10 +104,11 @@ class RunVerdict:
 
     @property
     def headline(self) -> str:
-        """The verdict in one sentence, with the reward's change."""
+        """The verdict in a sentence or two, with the reward's change."""
         detail = f"{self.reward.change:+.3f} against the starting policy {str(self.reward).partition(' ')[2]}"
         if self.outcome == "over-optimised":
-            return f"Rose by its own reward, fell by {self._fallen}: the held-out reward changed by {detail}."
+            words = f"Over-optimised: rose by its own reward, fell by {self._fallen}."
+            return f"{words} The held-out reward changed by {detail}."
         moved = ("did not move measurably", "rose", "fell")[self.reward.sign]
         fell = f" and answers fell by {self._fallen}" if self.outcome == "fell" and self.since else ""
         alone = " by itself" if self.outcome == "rose by its reward alone" and not self._with(1) else ""
