@@ -11,11 +11,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from docs.make_configuration import render_reference
 from ultramed_rl.cli import program, runs
 from ultramed_rl.cluster.layout import Plan
 from ultramed_rl.config.cluster import Devices
 from ultramed_rl.config.recipe import load_recipe
-from ultramed_rl.config.reference import render_reference
 from ultramed_rl.config.run import AnyConfig
 from ultramed_rl.kinds import KINDS, StageKind, load
 from ultramed_rl.records import Completion

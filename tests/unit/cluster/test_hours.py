@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from docs.make_memory import RENEW, render_sizes
 from ultramed_rl.cluster.hours import round_hours
 from ultramed_rl.cluster.memory import KNOWN, count_parameters
 from ultramed_rl.cluster.plan import make_plan
-from ultramed_rl.cluster.sizes import RENEW, render_sizes
 from ultramed_rl.config import RunConfig, parse_config
 
 PAGE = Path(__file__).parents[3] / "docs" / "memory.md"

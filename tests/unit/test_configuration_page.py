@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from docs.make_configuration import RENEW, render_reference
 from ultramed_rl.config.recipe import RecipeConfig
-from ultramed_rl.config.reference import RENEW, render_reference
 from ultramed_rl.kinds import KINDS
 
-PAGE = Path(__file__).parents[3] / "docs" / "configuration.md"
+PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 TEXT = render_reference()
 TABLE_ROW = re.compile(r"^\| `(\w+)` \| (.*) \| (.*) \| (.*) \|$", re.MULTILINE)
 

@@ -1,6 +1,6 @@
 """The configuration reference: every key of every config, out of the JSON schemas of their sections.
 
-`python -m ultramed_rl.config.reference > docs/configuration.md` renews the page.
+`python docs/make_configuration.py > docs/configuration.md` renews the page.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from ultramed_rl.config.recipe import RecipeConfig
 from ultramed_rl.kinds import KINDS
 
-RENEW = "python -m ultramed_rl.config.reference > docs/configuration.md"
+RENEW = "python docs/make_configuration.py > docs/configuration.md"
 _LONGEST_DEFAULT = 60
 _WIDE, _LONG = 1000, 200  # bounds that nobody meets by chance need no words
 _PLAIN = {"boolean": "true or false", "string": "text"}

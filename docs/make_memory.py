@@ -1,6 +1,6 @@
 """What fits where: the plans of a common run over models, ways of training and machines.
 
-`python -m ultramed_rl.cluster.sizes > docs/memory.md` renews the page.
+`python docs/make_memory.py > docs/memory.md` renews the page.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ultramed_rl.cluster.plan import make_plan
 from ultramed_rl.config import RunConfig, parse_config
 from ultramed_rl.learning.costs import Gpu
 
-RENEW = "python -m ultramed_rl.cluster.sizes > docs/memory.md"
+RENEW = "python docs/make_memory.py > docs/memory.md"
 MODELS = {
     "0.5B": "Qwen/Qwen2.5-0.5B-Instruct",
     "1.5B": "Qwen/Qwen2.5-1.5B-Instruct",
