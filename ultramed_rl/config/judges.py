@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from ultramed_rl.config.base import Section, key, repeated, sample_rules
 from ultramed_rl.config.benchmarks import RoundBenchmarks, TaskName
-from ultramed_rl.config.judge_models import POLICY
+from ultramed_rl.config.judge_models import POLICY, own_engines
 from ultramed_rl.config.limits import (
     Address,
     Few,
@@ -29,6 +29,7 @@ from ultramed_rl.config.rewards import (
     JudgeTerm,
     LengthTerm,
     PythonTerm,
+    Reward,
     RubricTerm,
 )
 from ultramed_rl.config.rounds import PromptSource, QuestionSource
@@ -148,6 +149,19 @@ def likeness_rules(judges: Sequence[JudgeChoice], sources: Sequence[PromptSource
                     f"{key}: {judge.name!r} has to=reference, and no prompt has a reference answer; name its "
                     "column in prompts.sources (answer_column), or use to=question"
                 )
+
+
+def other_model_rules(judges: Sequence[JudgeChoice], reward: Reward, key: str) -> Iterator[str]:
+    """No judge is one of the reward's own models."""
+    scoring = own_engines({term.name: term for term in reward.terms})
+    paths = [*reward.paths, *(engine.path for engine in scoring.values())]
+    models: dict[str, Any] = {judge.name: judge for judge in judges if isinstance(judge, ModelJudge)}
+    for name, model in (models | own_engines({judge.name: judge for judge in judges})).items():
+        if model.path in paths:
+            yield (
+                f"{key}: {name!r} has path={model.path!r}, which is the reward's own: it would agree with itself; name "
+                "another model, best of another family"
+            )
 
 
 def benchmark_rules(evaluation: Evaluation, benchmarks: RoundBenchmarks | None) -> Iterator[str]:

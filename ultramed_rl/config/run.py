@@ -14,7 +14,7 @@ from ultramed_rl.config.base import Section, key
 from ultramed_rl.config.benchmarks import RoundBenchmarks, room_rules
 from ultramed_rl.config.cluster import Cluster, EngineGroup, SamplingCluster
 from ultramed_rl.config.judge_models import POLICY, JudgeEngine, JudgeModel, own_engines
-from ultramed_rl.config.judges import REWARD, Evaluation, benchmark_rules, likeness_rules
+from ultramed_rl.config.judges import REWARD, Evaluation, benchmark_rules, likeness_rules, other_model_rules
 from ultramed_rl.config.limits import (
     Address,
     Few,
@@ -208,15 +208,7 @@ class RunConfig(AnyConfig):
                     f"policy.max_length={self.policy.max_length}: leaves no room for what the policy is asked as judge "
                     f"{term.name!r} beside max_tokens={term.max_tokens}; raise it or lower max_tokens"
                 )
-        scoring = own_engines({term.name: term for term in self.reward.terms})
-        paths = [*self.reward.paths, *(engine.path for engine in scoring.values())]
-        judges: dict[str, Any] = {judge.name: judge for judge in self.evaluation.models}
-        for name, judge in (judges | own_engines({j.name: j for j in self.evaluation.judges})).items():
-            if (path := judge.path) in paths:
-                yield (
-                    f"evaluation.judges: {name!r} has path={path!r}, which is the reward's own: it would agree with "
-                    "itself; name another model, best of another family"
-                )
+        yield from other_model_rules(self.evaluation.judges, self.reward, "evaluation.judges")
         names, run = [judge.name for judge in self.evaluation.judges], self.run
         if run.keep_by not in (None, REWARD, *names):
             yield f"run.keep_by={run.keep_by!r}: must be one of {', '.join([REWARD, *names])}; name one of evaluation.judges"

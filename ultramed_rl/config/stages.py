@@ -11,7 +11,7 @@ from ultramed_rl.config.base import Section, key, sample_rules
 from ultramed_rl.config.benchmarks import Benchmarks, room_rules
 from ultramed_rl.config.cluster import SamplingCluster, ScoringCluster, StageCluster
 from ultramed_rl.config.judge_models import JudgeEngine, own_engines
-from ultramed_rl.config.judges import ComparedJudge, judge_rules, likeness_rules
+from ultramed_rl.config.judges import ComparedJudge, judge_rules, likeness_rules, other_model_rules
 from ultramed_rl.config.limits import (
     Address,
     Column,
@@ -207,6 +207,8 @@ class EvaluateConfig(AnyConfig):
         yield from device_rules(cluster, self.policy.precision, self.judge_engines)
         yield from self._reward_rules()
         yield from judge_rules(self.judges)
+        if self.reward is not None:
+            yield from other_model_rules(self.judges, self.reward, "judges")
         if self.judges and self.prompts is None:
             yield "judges: score answers to prompts, and there are none; set prompts, or remove them"
         if self.prompts is not None:

@@ -82,6 +82,11 @@ def test_what_goes_together_is_taken(tmp_path: Path, changes: dict[str, Any]) ->
         ([{"type": "likeness", "to": "reference"}], True, r"judges.*to=reference.*answer_column"),
         ([{"type": "rule", "max_words": 9}] * 2, True, r"judges: two .*'rule'"),
         ([{"type": "rule", "max_words": 9}], False, r"judges: .*set prompts"),
+        (
+            [{"type": "judge", "engine": {"path": "org/reward"}}],
+            True,
+            r"judges: 'judge' has path='org/reward'",
+        ),
     ],
 )
 def test_judges_of_compared_policies_are_held_to_the_same(
