@@ -222,7 +222,7 @@ _OfLogratios = DPO | RobustDPO | RDPO | DPOP | IPO | Hinge | APOZero | APODown |
 _Summand = _OfLogratios | SPPO | NCAPair | NCA | InfoNCA | SimPO | ORPO | RAFT
 
 
-class Part(Section):
+class MixturePart(Section):
     """A summand of a mixture."""
 
     weight: Factor = key(1.0, "of its loss")
@@ -236,7 +236,7 @@ class Mixture(Section):
     chosen_only: ClassVar[bool] = False
     kl: ClassVar[Literal["none", "batch", "mismatched"]] = "none"
     type: Literal["mixture"] = "mixture"
-    parts: list[Part] = Field(min_length=2, max_length=8, description="what is summed")
+    parts: list[MixturePart] = Field(min_length=2, max_length=8, description="what is summed")
 
     @property
     def uses_reference(self) -> bool:

@@ -65,13 +65,13 @@ class _Term(Section):
     weight: Weight = key(1.0, "factor in the sum of all terms; may be negative, never 0")
 
 
-class _Reading(_Term):
+class _ReadingTerm(_Term):
     """A term that reads texts."""
 
     reads: Reads = "answer"
 
 
-class AnswerTerm(_Reading):
+class AnswerTerm(_ReadingTerm):
     """Whether the final answer, a letter or a number, is that of the prompt's reference answer.
 
     A prompt without such a reference gives 0 to all its answers, so that the other terms decide there.
@@ -134,7 +134,7 @@ class FormRules(Section):
                 yield from order_rules(self, low, high)
 
 
-class FormatTerm(FormRules, _Reading):
+class FormatTerm(FormRules, _ReadingTerm):
     """`passed` where the answer keeps every rule that is set, `failed` where it breaks one."""
 
     type: Literal["format"] = "format"
@@ -143,7 +143,7 @@ class FormatTerm(FormRules, _Reading):
     failed: Points = key(-1.0, "score where one is broken")
 
 
-class HttpTerm(_Reading):
+class HttpTerm(_ReadingTerm):
     """A reward server that speaks OpenRLHF's protocol, such as `ultramed-rl serve-reward`."""
 
     type: Literal["http"] = "http"
@@ -167,7 +167,7 @@ class Scale(Section):
         yield from order_rules(self, "low", "high", equal=False)
 
 
-class JudgeTerm(_Reading, JudgeModel):
+class JudgeTerm(_ReadingTerm, JudgeModel):
     """The grade of a language model, behind an OpenAI-compatible API or on engines of the run's own."""
 
     type: Literal["judge"] = "judge"
@@ -193,7 +193,7 @@ class JudgeTerm(_Reading, JudgeModel):
             )
 
 
-class PairwiseTerm(_Reading, JudgeModel):
+class PairwiseTerm(_ReadingTerm, JudgeModel):
     """A prompt's answers compared two at a time by a language model, in both orders; contradictory orders are a tie. An
     answer's score, 0 to 1, is what it won."""
 
@@ -221,7 +221,7 @@ class RubricAsking(Section):
     )
 
 
-class RubricTerm(_Reading, RubricAsking, JudgeModel):
+class RubricTerm(_ReadingTerm, RubricAsking, JudgeModel):
     """Criteria with points that a prompt carries: points of those that its answer meets, over all positive ones."""
 
     type: Literal["rubric"] = "rubric"
@@ -233,7 +233,7 @@ class RubricTerm(_Reading, RubricAsking, JudgeModel):
     clip: bool = key(True, "to 0 to 1; false: below 0 where faults weigh more than what is earned")
 
 
-class PythonTerm(_Reading):
+class PythonTerm(_ReadingTerm):
     """A function of your own, `def score(prompt, answers)`, plain or async: a number for each answer, or named numbers, of which
     `reward` counts, or else their sum. It runs in processes of its own."""
 

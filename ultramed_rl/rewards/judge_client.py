@@ -79,7 +79,7 @@ class NoReply(Exception):
     """What keeps engines from answering this one request."""
 
 
-class Ask(Protocol):
+class AskJudge(Protocol):
     """Asks the judge once. `draw` tells apart several replies to the same messages."""
 
     def __call__(self, messages: Sequence[Message], draw: int = 0) -> Awaitable[JudgeReply]:
@@ -144,7 +144,7 @@ class JudgeClient:
 
     def run(
         self,
-        work: Sequence[Callable[[Ask], Coroutine[Any, Any, T]]],
+        work: Sequence[Callable[[AskJudge], Coroutine[Any, Any, T]]],
         advance: Callable[[int], None] | None = None,
     ) -> list[T]:
         """What each piece of work comes to, in their order; all are under way at once, in a thread of their own.
@@ -183,7 +183,11 @@ class JudgeClient:
         return self.run(work, advance)
 
     async def until_read(
-        self, ask: Ask, messages: Sequence[Message], read: Callable[[JudgeReply], T | None], draw: int = 0
+        self,
+        ask: AskJudge,
+        messages: Sequence[Message],
+        read: Callable[[JudgeReply], T | None],
+        draw: int = 0,
     ) -> Reply[T]:
         """What `read` finds in the reply. One that holds nothing to read is asked for again, `retries` times."""
         text = ""
@@ -197,7 +201,7 @@ class JudgeClient:
                 return Reply(value, text)
         return Reply(None, text)
 
-    def _api_ask(self) -> Ask:
+    def _api_ask(self) -> AskJudge:
         session = ChatSession(self.endpoint, self._client)
 
         async def ask(messages: Sequence[Message], draw: int = 0) -> JudgeReply:
@@ -210,7 +214,7 @@ class JudgeClient:
 
         return ask
 
-    def _engine_ask(self) -> Ask:
+    def _engine_ask(self) -> AskJudge:
         config, requests = self.config, self.requests
 
         async def ask(messages: Sequence[Message], draw: int = 0) -> JudgeReply:

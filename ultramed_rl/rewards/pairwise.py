@@ -22,7 +22,7 @@ from ultramed_rl.data.templates import read_template
 from ultramed_rl.evaluation.chat_scores import Duel
 from ultramed_rl.records import Completion, Message, Prompt
 from ultramed_rl.rewards.judge import framed
-from ultramed_rl.rewards.judge_client import AlikeVerdicts, Ask, JudgeClient, JudgeReply, Reply
+from ultramed_rl.rewards.judge_client import AlikeVerdicts, AskJudge, JudgeClient, JudgeReply, Reply
 from ultramed_rl.rewards.term import Scores
 
 logger = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class PairwiseJudge:
         """What the judge is asked about two answers."""
         return self.template.substitute(framed(prompt, answer_a=first, answer_b=second))
 
-    async def compare(self, prompt: Prompt, answer: str, other: str, ask: Ask) -> tuple[Duel, list[str]]:
+    async def compare(self, prompt: Prompt, answer: str, other: str, ask: AskJudge) -> tuple[Duel, list[str]]:
         """An answer beside another, and what the judge said in both orders."""
 
         def reply(*order: str) -> Coroutine[Any, Any, Reply[float]]:
@@ -102,7 +102,7 @@ class PairwiseJudge:
         return Duel(first.value, swapped), [first.text, second.text]
 
     async def _compare_all(
-        self, prompt: Prompt, answers: Sequence[Completion], ask: Ask
+        self, prompt: Prompt, answers: Sequence[Completion], ask: AskJudge
     ) -> tuple[list[float], list[dict[str, float]], Duels]:
         """Each answer's score and details. Equal texts are compared as one."""
         texts = [answer.text.strip() for answer in answers]
