@@ -195,11 +195,7 @@ def training_bytes(
     count, size = count_parameters(shape), WEIGHT_BYTES[precision]
     weights, trained = count * size, count
     if model.lora is not None:
-        head_dim = shape.head_dim or width // shape.num_attention_heads
-        queries, keys = shape.num_attention_heads * head_dim, shape.num_key_value_heads * head_dim
-        sides = 2 * (width + queries) + 2 * (width + keys) + 3 * (width + shape.intermediate_size)
-        trained = model.lora.rank * sides * shape.num_hidden_layers
-        outside = _outside(shape)
+        trained, outside = model.lora.rank * _adapted_sides(shape), _outside(shape)
         frozen = int((count - outside) * (_QUANTIZED_BYTES if model.lora.quantize else size))
         weights = frozen + (outside + trained) * size
     split = [group.ranks if group.zero_stage >= stage else 1 for stage in (3, 2, 1)]
@@ -207,7 +203,7 @@ def training_bytes(
     optimizer, host = trained * (12 if precision == "bfloat16" else 8) // split[2], {}
     if (
         group.offload_optimizer
-    ):  # with float32 weights and gradients of its own; stages 2 and 3 add gradients up there
+    ):  # its float32 weights and gradients too; stages 2 and 3 add gradients up there
         host = {"optimizer": trained * (20 if group.zero_stage == 2 else 16) // split[2]}
         optimizer = 0
         if group.zero_stage == 3:
@@ -218,10 +214,8 @@ def training_bytes(
     # A rank has its part of the tokens; in attention it has all of them in that part of the heads, which is as much.
     tokens = -(-max(training.micro_batch_tokens, longest) // group.sequence_parallel)
     layers = shape.num_hidden_layers
-    layer, again = (
-        tokens * (12 * width + 4 * shape.intermediate_size) * size,
-        recomputed_layers(training, layers),
-    )
+    layer = tokens * (12 * width + 4 * shape.intermediate_size) * size
+    again = recomputed_layers(training, layers)
     kept = again * tokens * width * size + max(1, layers - again) * layer
     own = {
         "weights": weights // split[0],
@@ -230,10 +224,18 @@ def training_bytes(
         "activations": kept + _logit_bytes(shape, tokens, device),
     }
     if device == "cuda" and group.zero_stage:
-        own["buffers"] = (
-            reduced_at_once(count) + (_whole_at_once(shape) if group.zero_stage == 3 else 0)
-        ) * size
+        gathered = _whole_at_once(shape) if group.zero_stage == 3 else 0
+        own["buffers"] = (reduced_at_once(count) + gathered) * size
     return own, host
+
+
+def _adapted_sides(shape: Architecture) -> int:
+    """Rows and columns of all matrices that LoRA adapts: of every layer's attention and MLP."""
+    width = shape.hidden_size
+    head_dim = shape.head_dim or width // shape.num_attention_heads
+    queries, keys = shape.num_attention_heads * head_dim, shape.num_key_value_heads * head_dim
+    sides = 2 * (width + queries) + 2 * (width + keys) + 3 * (width + shape.intermediate_size)
+    return sides * shape.num_hidden_layers
 
 
 def recomputed_layers(training: Optimization, layers: int) -> int:
