@@ -248,3 +248,15 @@ def test_options_that_a_question_repeats_at_its_end_are_left_out() -> None:
     )
     for kept in ("What next?\nAnswer Choices: (A) or none", tail, "What next? (A) (B) (C) (D)"):
         assert without_options(kept, options) == kept
+
+
+@pytest.mark.parametrize("key", [["A", "C"], True, 2.5, [1, 0, 0, 0], {"text": "x"}])
+def test_a_key_that_is_no_text_is_not_the_option_none(key: Any) -> None:
+    options = Options(("x", "y", "z", "None"))
+    with pytest.raises(Misfit, match="the key is"):
+        Keys().place(key, options)
+    assert Keys().place("none", options) == 3
+
+
+def test_yes_and_no_may_be_the_words_of_options() -> None:
+    assert [Keys().place(key, Options(("True", "False"))) for key in (True, False, "false")] == [0, 1, 1]
