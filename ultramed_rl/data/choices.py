@@ -119,7 +119,7 @@ def _first(option: Mapping[str, Any], names: Sequence[str]) -> Any:
 def split_options(text: str) -> tuple[str, ...]:
     """The options in lines "A. ...", "B. ...", ...; a line without the next letter continues the one before."""
     options: list[str] = []
-    for line in CSV_RESIDUE.sub("", text).split("\n"):
+    for line in CSV_RESIDUE.sub("", text).lstrip("\n").split("\n"):
         match = _LINE.match(line)
         if match and match[1] == ascii_uppercase[len(options) % 26]:
             options.append(match[2] or "")

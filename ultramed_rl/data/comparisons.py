@@ -39,6 +39,7 @@ _SIDE_SCORES = [
 ]
 _ANY_SCORE = " ".join(columns for _, _, *both in _SIDE_SCORES for columns in both)
 _SCORE_LISTS = "scores rewards ratings rating"
+_PLACES = "they are under chosen and rejected, two beside a verdict as in response_1, response_2 and winner"
 # Which of several answers is meant, perhaps.
 _BEST = "best best_index best_idx best_answer chosen chosen_index chosen_idx correct_index correct correct_answer winner preference preferred label"
 _WORDS = {
@@ -66,7 +67,9 @@ def read_drafts(row: NotedRow) -> list[Draft]:
     Raises:
         Misfit: no known form, or one with something amiss.
     """
-    nothing = "no preferences in {}; they are under chosen and rejected, under answers or completions, or under completion and label"
+    nothing = (
+        f"no preferences in {{}}; {_PLACES}, under answers or completions, or under completion and label"
+    )
     if row.find(QUESTIONS) and row.find(ANSWERS):
         nothing = "one answer alone in {}; it needs a label, or others to compare with in the same row"
     drafts = match_form(row, _PREFERENCES, nothing)
@@ -77,7 +80,7 @@ def read_drafts(row: NotedRow) -> list[Draft]:
 def read_benched(row: NotedRow) -> Draft:
     """A benchmark's row: its verdict decides, and no score beside chosen and rejected; the wanted answers come first. Raises
     Misfit."""
-    nothing = "no pair in {}; its sides are under chosen and rejected"
+    nothing = f"no pair in {{}}; {_PLACES}"
     return _completed(row, match_form(row, _BENCHES, nothing))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ultramed_rl.config import AnyConfig, DataConfig, EvaluateConfig, RewardBenchConfig
+from ultramed_rl.config.benchmarks import TaskChoice
 from ultramed_rl.config.factory import (
     Decontaminate,
     Deduplicate,
@@ -37,6 +38,8 @@ from ultramed_rl.data.factory.step import Ask, End, Fail, Keep, Row, Step, name_
 from ultramed_rl.data.preferences import read_pairs, read_preferences
 from ultramed_rl.data.prompts import load_prompts, read_prompt_rows
 from ultramed_rl.data.sources import HUB, cached_rows
+from ultramed_rl.evaluation.suite import find_uris, load_items
+from ultramed_rl.evaluation.tasks import find_task
 from ultramed_rl.models.tokenizer import ChatTokenizer, chat_tokenizer
 from ultramed_rl.records import ChatRequest, Message, PreferenceGroup, TokenizedChat
 from ultramed_rl.stages.data.rows import read_input
@@ -76,7 +79,10 @@ class SourceView:
         notes = self.notes
         fit = f"{notes.rows - notes.misfits.total()} of the first {notes.rows} rows fit"
         lines = [f"{self.uri}: {fit if notes.rows else 'no row was read'}"]
-        lines += [f"  {count} {name}: {notes.examples[name]}" for name, count in notes.misfits.items()]
+        lines += [
+            f"  {count} {name}: {notes.examples.get(name, '')}".rstrip(": ")
+            for name, count in notes.misfits.items()
+        ]
         if notes.unread:
             named = ", ".join(f"{name} ({count} rows)" for name, count in notes.unread.items())
             lines.append(f"  not read: {named}")
@@ -96,6 +102,10 @@ def view_sources(config: AnyConfig, shown: int, *, local: bool = False) -> Itera
     else:
         sources, read, make = _readers(config, local)
         views = [(source.uri, partial(_read_source, source, read, make)) for source in sources]
+        for choice in getattr(getattr(config, "benchmarks", None), "tasks", ()):
+            uris = find_uris(find_task(choice.name), choice.uri)
+            if not (local and any(uri.startswith(HUB) for uri in uris)):
+                views.append((choice.uri or uris[0], partial(_read_task, choice)))
     for uri, samples in views:
         if uri.startswith(REFERENCE):
             continue
@@ -110,6 +120,21 @@ def view_sources(config: AnyConfig, shown: int, *, local: bool = False) -> Itera
         finally:
             chats.logger.disabled = False
         yield view
+
+
+def _read_task(choice: TaskChoice, _: str, notes: SourceNotes) -> Iterator[ShownSample]:
+    """A benchmark's questions, all of them, as they are asked."""
+    task = find_task(choice.name)
+    asked = load_items(task, choice.uri, first_place=choice.first_place)
+    notes.rows += asked.counts["rows"]
+    notes.misfits.update(
+        {name.removeprefix("misfit_"): n for name, n in asked.counts.items() if name.startswith("misfit_")}
+    )
+    for item in asked.items:
+        key = f"\n-- the key: {item.answer}" if item.answer else ""
+        yield ShownSample(
+            f"{task.name}/{item.item_id}", f"a question of form {task.form}", ((task.ask(item) + key, False),)
+        )
 
 
 def _read_source(source: Any, read: Any, make: Any, uri: str, notes: SourceNotes) -> Iterator[ShownSample]:

@@ -103,3 +103,25 @@ def test_data_show_shows_what_a_step_makes_of_a_row(
     assert found.exit_code == 0, found.output
     assert shown in found.stdout, found.stdout
     assert CliRunner().invoke(app, ["data", step["type"], path, "--dry-run"]).exit_code == 0
+
+
+def test_data_show_shows_a_benchmarks_questions_and_dry_runs_count_from_its_first_place(
+    tmp_path: Path,
+) -> None:
+    rows = [{"question": f"Which is {n}?", "options": ["x", "y", "z"], "answer_idx": 1} for n in range(3)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {"name": "medqa", "uri": str(tmp_path / "rows.jsonl")}
+    config = {
+        "type": "evaluate",
+        "run": {"name": "r", "directory": str(tmp_path)},
+        "policies": {"one": "HuggingFaceTB/SmolLM2-135M-Instruct"},
+        "cluster": {"device": "cpu", "rollout": {"kv_cache_gib": 1.0}},
+    }
+    path = tmp_path / "my.yaml"
+    for first, key in (("auto", ""), (0, "B"), (1, "A")):
+        tasks = {"tasks": [{**task, "first_place": first}]}
+        path.write_text(yaml.safe_dump({**config, "benchmarks": tasks}, sort_keys=False))
+        shown = CliRunner().invoke(app, ["data", "show", str(path), "--rows", "1"])
+        tried = CliRunner().invoke(app, ["evaluate", str(path), "--dry-run"])
+        assert (shown.exit_code, tried.exit_code) == ((0, 0) if key else (2, 2)), shown.output + tried.output
+        assert not key or re.search(rf"Which is 0\?\n\nA\. x\n(.|\n)*\n-- the key: {key}", shown.stdout)

