@@ -539,7 +539,7 @@ COMMANDS: list[Wording] = [
     ("one run", command("compare", "ROOT"),
      "ROOT: 1 run, but a comparison needs 2 or more; name another beside it"),
     ("unknown shape", command("evaluate", "--model", "a/b", "--tasks", "medqa", "--offline", "--device", "cpu"),
-     "command line: policies.b='a/b': its shape is unknown without downloading it; set policy.architecture (hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads, vocab_size, head_dim, tie_word_embeddings, max_position_embeddings, parameters) from its config.json"),
+     "command line: policies.b='a/b': its shape is unknown without downloading it; name its folder once it is downloaded, or set policy.architecture (hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads, vocab_size, head_dim, tie_word_embeddings, max_position_embeddings, parameters) from its config.json"),
     ("a config and options", command("evaluate", "exam.yaml", "--tasks", "medqa"),
      "--model, --tasks, --protocol, --source, --offline and --limit stand for a CONFIG; give one of both"),
     ("unknown stage", command("data", "judge", "ROOT/recipe.yaml", files={"recipe.yaml": RECIPE}),

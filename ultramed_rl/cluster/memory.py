@@ -129,7 +129,7 @@ def resolve_architecture(
     if path in KNOWN:
         return KNOWN[path]
     raise ValueError(
-        f"{path_key or f'{key}.path'}={path!r}: its shape is unknown without downloading it; set {key}.architecture "
+        f"{path_key or f'{key}.path'}={path!r}: its shape is unknown without downloading it; name its folder once it is downloaded, or set {key}.architecture "
         f"({', '.join(Architecture.model_fields)}) from its config.json"
     )
 

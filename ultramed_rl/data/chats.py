@@ -23,14 +23,24 @@ MISFITS_ALLOWED = 0.05  # share of a source's rows; above it the source is misre
 LONGEST_TEXT = 1_000_000  # characters of one text in a row: tokenizers take seconds for more, then minutes
 _NAMES = {
     "user": "user human prompter client",
-    "assistant": "assistant gpt bot model chatgpt bard bing",
+    "assistant": "assistant gpt ai bot model chatgpt bard bing",
     "system": "system developer",
 }
 ROLES = {name: role for role, names in _NAMES.items() for name in names.split()}
+REASONING = (
+    "reasoning_content",
+    "reasoning",
+    "thinking",
+    "thinking_content",
+    "thought",
+    "thoughts",
+    "complex_cot",
+    "cot",
+)
 # What a turn may hold beside its text that nobody here can learn or show.
 _HELD = (
-    *("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "images", "audio"),
-    *("mask", "train_detail"),  # whether 1 is learnt or left out isn't known; parts of a turn
+    *("tool_calls", "function_call", "images", "audio", *REASONING),
+    *("mask", "masked", "train_detail"),  # whether 1 is learnt or left out isn't known; parts of a turn
 )
 # 0 or false: not to be learnt.
 _WEIGHTS = ("weight", "loss_weight", "loss_scale", "loss_mask", "train", "training", "trainable", "loss")
@@ -38,7 +48,10 @@ _READ = {"role", "from", "content", "value", *_WEIGHTS}
 _YES, _NO = "true 1 1.0 yes t y chosen desirable good", "false 0 0.0 no f n rejected undesirable bad"
 _FLAGS = {**dict.fromkeys(_YES.split(), True), **dict.fromkeys(_NO.split(), False)}
 _NO_WIDTH = "\u200b\u2060\ufeff"
-_PICTURE = re.compile(r"<image>|<\|image(_pad)?\|>|<\|vision_start\|>")
+_PICTURE = re.compile(
+    r"<image(_\d+|_placeholder)?>|<ImageHere>|<(video|audio)>(?!.*</(video|audio)>)|(?i:<\|(image|vision|video|audio)\w*\|>)",
+    re.DOTALL,
+)
 _TEXT_PARTS = ("text", "input_text", "output_text")
 logger = logging.getLogger(__name__)
 
@@ -62,9 +75,9 @@ def read_turns(row: Row, column: str, text_role: str | None = None) -> list[Mess
     """The row's turns, trimmed and with the chat templates' role names.
 
     A row without `messages` may hold them under `conversations`, as ShareGPT and UltraMedical do; one turn may stand
-    alone, and a list of turns may be a JSON string. With `text_role` a plain text is one turn of that role, or hh-rlhf's
-    transcript ("Human: ...", a blank line, "Assistant: ...") its turns, an empty last one apart. An empty system message is
-    none.
+    alone, a list of turns may be a JSON string, and a text hh-rlhf's transcript ("Human: ...", a blank line, "Assistant: ..."),
+    whose turns it is, an empty last one apart. With `text_role` another text is one turn of that role. An empty system message
+    is none.
 
     Raises:
         Misfit: no such column, not a list of turns, a role that is none of ROLES (as a tool's), a turn without text or
@@ -112,8 +125,9 @@ def _listed(row: Row, column: str, text_role: str | None) -> list[Any]:
                 name="turn",
             )
         turns = parsed
-    elif isinstance(turns, str) and text_role is not None:
-        turns = read_transcript(turns, text_role) or [{"role": text_role, "content": turns}]
+    elif isinstance(turns, str):
+        whole = turns if text_role is None else [{"role": text_role, "content": turns}]
+        turns = read_transcript(turns, text_role or "user") or whole
     if isinstance(turns, dict) and {"role", "from"} & turns.keys():
         turns = [turns]
     if not isinstance(turns, list):
@@ -123,12 +137,15 @@ def _listed(row: Row, column: str, text_role: str | None) -> list[Any]:
 
 
 def _unpaired(turns: list[Any]) -> list[Any]:
-    """The turns of pairs of what is said and replied, as histories are, or of {input, output}; others as they are."""
+    """The turns of pairs of what is said and replied, as histories are, or of {input, output}; those of pairs of a role and its
+    text; others as they are."""
     if isinstance(first := next(iter(turns), None), dict) and not {"input", "output"} <= first.keys():
         return turns
     pairs = [[turn.get("input"), turn.get("output")] if isinstance(turn, dict) else turn for turn in turns]
     if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
         return turns
+    if any(isinstance(pair[0], str) and pair[0].casefold() in ROLES for pair in pairs):
+        return [{"role": role, "content": text} for role, text in pairs]
     roles = ("user", "assistant")
     return [{"role": role, "content": text} for pair in pairs for role, text in zip(roles, pair, strict=True)]
 
@@ -200,14 +217,15 @@ def check_order(messages: Sequence[Message], last: str) -> None:
 
 def check_plain(text: str) -> str:
     """The text. Raises Misfit where it is a chat that was rendered, or stands for a picture."""
+    if picture := _PICTURE.search(text):
+        raise Misfit(
+            f"a text holds {picture[0]!r:.40}, in the place of a picture or sound; only text is read",
+            name="part",
+        )
     if mark := rendered_mark(text):
         raise Misfit(
             f"a text holds {mark!r:.40}: it is a chat that was rendered before; give its turns",
             name="rendered",
-        )
-    if picture := _PICTURE.search(text):
-        raise Misfit(
-            f"a text holds {picture[0]!r}, in the place of a picture; only text is read", name="part"
         )
     return text
 
@@ -261,11 +279,12 @@ class NotedRow(dict[str, Any]):
 
     def find(self, columns: str) -> str | None:
         """The row's own name of the first of these columns that it has something in."""
+        return next(iter(self.find_all(columns)), None)
+
+    def find_all(self, columns: str) -> list[str]:
+        """The row's own names of all of these columns that it has something in, in this order."""
         # A source's rows have the same columns: which of them are meant is looked up once.
-        for name in _meant(self._names, columns):
-            if dict.get(self, name) is not None:
-                return name
-        return None
+        return [name for name in _meant(self._names, columns) if dict.get(self, name) is not None]
 
     def has(self, columns: str) -> bool:
         """Whether the row has one of these columns, perhaps with nothing in it."""

@@ -119,7 +119,7 @@ def _first(option: Mapping[str, Any], names: Sequence[str]) -> Any:
 def split_options(text: str) -> tuple[str, ...]:
     """The options in lines "A. ...", "B. ...", ...; a line without the next letter continues the one before."""
     options: list[str] = []
-    for line in CSV_RESIDUE.sub("", text).split("\n"):
+    for line in CSV_RESIDUE.sub("", text).lstrip("\n").split("\n"):
         match = _LINE.match(line)
         if match and match[1] == ascii_uppercase[len(options) % 26]:
             options.append(match[2] or "")
@@ -270,7 +270,9 @@ def _named(key: Any, options: Options) -> dict[Reading, int]:
     """By each way of reading a key, the place of the option that it names."""
     named: dict[Reading, int] = {}
     size, number = len(options.texts), _number(key)
-    said = _plain(CSV_RESIDUE.sub("", key) if isinstance(key, str) else str(number))
+    said = _plain(
+        CSV_RESIDUE.sub("", key) if isinstance(key, str) else str(key if number is None else number)
+    )
     texts, labels = [*map(_plain, options.bare)], [*map(_plain, options.labels[:size])]
     match = _LABEL.fullmatch(said if number is None else str(number))
     if match and match[1] in labels:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
@@ -38,6 +39,9 @@ _SIDE_SCORES = [
 ]
 _ANY_SCORE = " ".join(columns for _, _, *both in _SIDE_SCORES for columns in both)
 _SCORE_LISTS = "scores rewards ratings rating"
+_PLACES = "they are under chosen and rejected, two beside a verdict as in response_1, response_2 and winner"
+# Which of several answers is meant, perhaps.
+_BEST = "best best_index best_idx best_answer chosen chosen_index chosen_idx correct_index correct correct_answer winner preference preferred label"
 _WORDS = {
     **dict.fromkeys(("a>b", "a>>b", "model_a", "a", "response_1", "response_a"), 1.0),
     **dict.fromkeys(("a=b", "tie", "both", "both_bad", "tie (bothbad)"), 0.0),
@@ -63,7 +67,9 @@ def read_drafts(row: NotedRow) -> list[Draft]:
     Raises:
         Misfit: no known form, or one with something amiss.
     """
-    nothing = "no preferences in {}; they are under chosen and rejected, under answers or completions, or under completion and label"
+    nothing = (
+        f"no preferences in {{}}; {_PLACES}, under answers or completions, or under completion and label"
+    )
     if row.find(QUESTIONS) and row.find(ANSWERS):
         nothing = "one answer alone in {}; it needs a label, or others to compare with in the same row"
     drafts = match_form(row, _PREFERENCES, nothing)
@@ -72,8 +78,9 @@ def read_drafts(row: NotedRow) -> list[Draft]:
 
 
 def read_benched(row: NotedRow) -> Draft:
-    """A benchmark's row: its verdict decides, and no score beside that; the wanted answers come first. Raises Misfit."""
-    nothing = "no pair in {}; its sides are under chosen and rejected"
+    """A benchmark's row: its verdict decides, and no score beside chosen and rejected; the wanted answers come first. Raises
+    Misfit."""
+    nothing = f"no pair in {{}}; {_PLACES}"
     return _completed(row, match_form(row, _BENCHES, nothing))
 
 
@@ -169,17 +176,16 @@ def _read_scored_sides(row: NotedRow, *names: str) -> Draft:
         found = map(row.find, columns if all(map(row.has, columns)) else ("", ""))
         apart = [None if column is None else row[column] for column in found]
         within = [row[name].get(kind) if isinstance(row[name], dict) else None for name in names]
-        scored += [
-            [sign * _number(value) + 0.0 for value in pair]
-            for pair in (apart, within)
-            if pair != [None, None]
-        ]
-    for better, worse in scored:
-        if better < worse:
-            raise Misfit(
-                f"its chosen answer scores {better:g}, below its rejected one's {worse:g}", name="score"
-            )
+        scored += [_agreeing(kind, sign, *pair) for pair in (apart, within) if pair != [None, None]]
     return replace(draft, scores=scored[0] if scored else draft.scores)
+
+
+def _agreeing(kind: str, sign: float, better: Any, worse: Any) -> list[float]:
+    """The scores of the wanted answer and the other one; of ranks, which have sign -1, so that more is better."""
+    scores = [sign * _number(value) + 0.0 for value in (better, worse)]  # no -0.0
+    if scores[0] < scores[1]:
+        raise Misfit(f"its chosen answer has {kind} {better}, its rejected one {worse}", name="score")
+    return scores
 
 
 def _read_replaced(row: NotedRow, turns: str, rejected: str) -> Draft:
@@ -199,6 +205,10 @@ def _compared(meanings: Mapping[str, float] | None) -> Callable[[NotedRow, str, 
         if lead is None:
             raise Misfit(f"column {verdict!r} holds {value!r:.40}, no verdict", name="score")
         names = (first, second) if lead >= 0 else (second, first)
+        # As SHP has score_A beside human_ref_A.
+        scores = [row.find(f"score_{name[-1]} {name}_score".casefold()) for name in names]
+        if lead and None not in scores:
+            _agreeing("score", 1.0, *(row[str(name)] for name in scores))
         return replace(_read_sides(row, *names), scores=[abs(lead), 0.0])
 
     return read_compared
@@ -265,23 +275,24 @@ def _scores(row: NotedRow, items: Sequence[Any]) -> list[float] | None:
         pairs = [[(a > b) - (a < b) for a in order for b in order] for order in orders]
         if any(one * other < 0 for one, other in zip(*pairs, strict=True)):
             raise Misfit("its scores and its ranks contradict each other", name="score")
-    if not orders and (beside := _unread_numbers(row, items)):
+    if not orders and (beside := _unread_numbers(row, items) or row.find(_BEST)):
         raise Misfit(
-            f"{beside!r} holds a number an answer, which isn't read; name it score or rank, or leave it out",
+            f"{beside!r} may say which answer is better, and isn't read; name it score or rank, or leave it out",
             name="score",
         )
     return orders[0] if orders else None
 
 
 def _unread_numbers(row: NotedRow, items: Sequence[Any]) -> str | None:
-    """The name of numbers beside answers, one each, which may say what is better."""
+    """The name of numbers or flags beside answers, one each, which may say what is better."""
     records = [item for item in items if isinstance(item, dict)]
     named = {name: [item.get(name) for item in records] for item in records for name in item}
     named |= {name: value for name, value in row.items() if name not in row.read and isinstance(value, list)}
     for name, values in named.items():
-        numbers = [value for value in values if isinstance(value, int | float)]
-        if len(numbers) == len(values) == len(items) and not name.endswith("id"):
-            return name
+        if len(values) == len(items) and not name.endswith("id") and name not in _TEXTS:
+            with suppress(Misfit):
+                _ = [as_flag(value) is not None or _number(value) for value in values]
+                return name
     return None
 
 

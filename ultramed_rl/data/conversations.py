@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from ultramed_rl.config.stages import ConversationSource
 from ultramed_rl.data.chats import (
+    REASONING,
     FittingRows,
     Misfit,
     NotedRow,
@@ -44,10 +45,7 @@ def read_conversations(
     def parse(row: NotedRow) -> Conversation | None:
         chat = read_chat(row, source.column)
         check_order(chat.turns, "assistant")
-        label = row.find(LABELS)
-        # Another value is of a class, and not read.
-        if label is not None and as_flag(dict.get(row, label)) is False:
-            raise Misfit(f"column {label!r}: an unwanted answer, of which only kto learns", name="label")
+        _check_wanted(row)
         if chat.unlearnt and len(chat.unlearnt) == len([t for t in chat.turns if t["role"] == "assistant"]):
             raise Misfit("its data keeps all of its answers from being learnt", name="weight")
         key = conversation_key(chat.turns, chat.unlearnt)
@@ -68,6 +66,24 @@ def read_conversations(
     fix = fix if source.column is None else f"name another column, {fix}"
     rows = FittingRows.of(source, "hold no conversation", fix, counts, notes)
     yield from rows.parse(parse, gather_messages)
+
+
+def _check_wanted(row: NotedRow) -> None:
+    """Raise Misfit for a row that its data keeps from being learnt, or whose answer is more than its text. Where a column says
+    neither yes nor no, it is of a class, and not read."""
+    for name in row.find_all(f"{LABELS} is_correct is_chosen accepted"):
+        if as_flag(dict.get(row, name)) is False:
+            raise Misfit(f"column {name!r}: an unwanted answer, of which only kto learns", name="label")
+    for name in row.find_all("weight loss_weight train trainable"):
+        if as_flag(dict.get(row, name)) is False:
+            raise Misfit(f"column {name!r} keeps the row from being learnt", name="weight")
+    for name in row.find_all(" ".join(REASONING)):
+        if name not in row.read and dict.get(row, name) not in ("", []):
+            raise Misfit(
+                f"column {name!r} holds the reasoning before its answer, which isn't read; put it into the answer's text, or name it "
+                "under the source's ignore",
+                name="unread",
+            )
 
 
 def conversation_key(messages: Sequence[Message], unlearnt: Collection[int]) -> str:

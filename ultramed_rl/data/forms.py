@@ -37,12 +37,14 @@ TURNS = "messages conversations conversation"
 QUESTIONS = "instruction prompt question query input"
 ANSWERS = "completion output response answer"
 LABELS = "label kto_tag"
-_SYSTEM = "system system_prompt system_message"
+_SYSTEM = "system system_prompt system_message system_instruction"
+_HISTORY = "history chat_history conversation_history dialogue_history dialog_history"
 # How tables and data sets write that there is no input, no system message.
 _NOTHING = ("", "[]", "{}", "nan", "none", "null", "n/a", "<noinput>", "no input")
 # What can only be part of a prompt: a misfit where it isn't read, unless the prompt has its text already.
 _PROMPT_ALONE = (
-    f"{_SYSTEM} history question query input context passage passages tools functions documents options choices image images videos audios "
+    f"{_SYSTEM} {_HISTORY} question query input context passage passages paragraph article abstract document documents background knowledge "
+    "premise tools functions options choices image images video videos audio audios "
     "b opa option_a option_1 option1 choice_a"  # of a question's options one is enough
 )
 _MESSAGE = {"message_tree_id", "message_id", "parent_id", "role", "text"}
@@ -83,7 +85,8 @@ def read_chat(row: NotedRow, column: str | None = None) -> Chat:
     nothing = "no chat in {}; one is under messages, conversations, or prompt and completion"
     chat = match_form(row, _CHATS, nothing) if column is None else _read_whole(row, column)
     turns = complete_prompt(row, chat.turns)
-    return chat if turns is chat.turns else replace(chat, turns=turns)
+    more = len(turns) - len(chat.turns)  # which stand before the others
+    return replace(chat, turns=turns, unlearnt=frozenset(place + more for place in chat.unlearnt))
 
 
 def read_prompt(row: NotedRow, column: str | None = None) -> list[Message]:
@@ -122,12 +125,18 @@ def _read_whole(row: NotedRow, column: str) -> Chat:
             f"column {name!r} holds {row[name]!r:.40}; the assistant's turns are learnt, and a turn's own weight is read",
             name="weight",
         )
-    unlearnt = unlearnt_turns(row, column)
-    return Chat(turns, frozenset(place for place in unlearnt if turns[place]["role"] == "assistant"))
+    return Chat(turns, _unlearnt(turns, unlearnt_turns(row, column)))
+
+
+def _unlearnt(turns: Sequence[Message], places: Set[int]) -> frozenset[int]:
+    return frozenset(place for place in places if turns[place]["role"] == "assistant")
 
 
 def _read_answered(row: NotedRow, question: str, answer: str) -> Chat:
-    return Chat(_read_asked(row, question).turns + read_turns(row, answer, "assistant"))
+    asked = _read_asked(row, question).turns
+    turns = asked + read_turns(row, answer, "assistant")
+    places = {len(asked) + place for place in unlearnt_turns(row, answer, "assistant")}
+    return Chat(turns, _unlearnt(turns, places | unlearnt_turns(row, question, "user")))
 
 
 def _read_asked(row: NotedRow, question: str) -> Chat:
@@ -201,7 +210,7 @@ def with_input(row: NotedRow, turns: list[Message], question: str) -> list[Messa
 def complete_prompt(row: NotedRow, turns: list[Message]) -> list[Message]:
     """The turns with what the row holds of their prompt beside them. Raises Misfit where that cannot be read."""
     told = [turn["content"] for turn in turns]
-    history = row.find("history")
+    history = row.find(_HISTORY)
     if history is not None:
         earlier = dict.get(row, history)
         earlier = parse_printed(earlier) if isinstance(earlier, str) else earlier

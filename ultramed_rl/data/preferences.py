@@ -112,7 +112,7 @@ def read_pairs(
     """The pairs behind a source's URI (see `read_rows`), in order: the chosen answer first, scores 1 and 0.
 
     The sides are texts, an assistant's turn, or whole conversations that start with the prompt, which may then be
-    absent. The row's verdict decides; scores beside it don't count. Texts are trimmed. Every row counts, also
+    absent. The row's verdict decides; scores beside chosen and rejected don't count. Texts are trimmed. Every row counts, also
     one that stands twice; ids are unique as in `read_preferences`, and `cut` holds the sides that a row's own
     `completions` say were cut off. Where several answers are wanted or unwanted, all stay together: the wanted ones
     first, `desirable` of them, with scores 1 and 0.

@@ -24,13 +24,19 @@ _TRANSCRIPTS = (
 _RENDERED = re.compile(
     r"\s*(<s>|<bos>|<BOS_TOKEN>|\[gMASK\]<sop>)?\s*"
     r"(<(?P<bar>[|｜])[^<>|｜]{1,40}(?P=bar)>|\[\|\w+\|\]|<start_of_turn>|<\|turn>|\[INST\]|<extra_id_[01]>"
-    r"|### ?(Instruction|Human|User):|Below is an instruction that describes a task"
-    r"|(?i:(?P<cue><?(GPT4 Correct )?)(human|user)>? ?:(?=.*\s(?P=cue)(assistant|ai|bot)>? ?:)))",
+    r"|### ?(Instruction|Human|User):|Below is an instruction that describes a task|<<SYS>>"
+    r"|(?i:(system ?:.{0,4000}?\n\s*)?(?P<cue><?(GPT4 Correct )?)(human|user)>? ?:(?=.*\s(?P=cue)(assistant|ai|bot)>? ?:))"
+    r"|(system\n.{0,4000}?\n)?user\n(?=.*\nassistant\b))",
     re.DOTALL,
 )
+_VICUNA = "USER: ", "ASSISTANT: "  # after whatever introduces them
 # And how they end where an answer is to follow; a dialogue that is told ends otherwise.
-_SPEAKER = re.compile(r"(?:^|\s)(?:human|user|patient|client|### ?instruction|q) ?:", re.IGNORECASE)
-_AWAITS = re.compile(r"\s(?:assistant|ai|bot|doctor|### ?response|a) ?:\Z", re.IGNORECASE)
+_SPEAKER = re.compile(
+    r"(?:^|\s)(?:human|user|patient|client|(?:### ?)?instruction|q|用户|患者|问) ?[:：]", re.IGNORECASE
+)
+_AWAITS = re.compile(
+    r"\s(?:assistant|ai|bot|doctor|(?:### ?)?response|a|助手|医生|答) ?[:：]\Z", re.IGNORECASE
+)
 
 
 def read_transcript(text: str, role: str) -> list[Message]:
@@ -63,7 +69,13 @@ def parse_printed(text: str) -> Any:
 def rendered_mark(text: str) -> str | None:
     """What shows that a text is a chat that was rendered before, which a template would render again; None where nothing
     does."""
-    if text.endswith(":") and (awaits := _AWAITS.search(text[-20:])) and (first := _SPEAKER.search(text)):
+    if (
+        text.endswith((":", "："))
+        and (awaits := _AWAITS.search(text[-20:]))
+        and (first := _SPEAKER.search(text))
+    ):
         return f"{first[0].strip()} ... {awaits[0].strip()}"
+    if (asked := text.find(_VICUNA[0])) >= 0 and text.find(_VICUNA[1], asked) >= 0:
+        return " ... ".join(name.strip() for name in _VICUNA)
     rendered = _RENDERED.match(text)
     return rendered[0].strip() if rendered else None

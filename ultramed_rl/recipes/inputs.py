@@ -130,13 +130,6 @@ def check_data(config: AnyConfig) -> None:
         say(view.describe())
         if view.problem:
             raise ValueError(view.problem)
-    for choice in getattr(getattr(config, "benchmarks", None), "tasks", ()):
-        from ultramed_rl.evaluation.suite import find_uris, load_items
-        from ultramed_rl.evaluation.tasks import find_task
-
-        task = find_task(choice.name)
-        if not any(uri.startswith((REFERENCE, HUB)) for uri in find_uris(task, choice.uri)):
-            load_items(task, choice.uri)
     prompts: Any = getattr(config, "prompts", None)
     if isinstance(config, SftConfig | RewardConfig | PreferenceConfig):
         _check_stage_data(config)

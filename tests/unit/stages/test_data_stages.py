@@ -21,9 +21,7 @@ from tests.fake_api import FakeApi, Said, asked, fake_api, reply
 from ultramed_rl.cli import app
 from ultramed_rl.config import ConfigError, DataConfig, parse_config
 from ultramed_rl.data.factory.textbook import TextbookStep
-from ultramed_rl.stages.data.rows import DataWork
 from ultramed_rl.stages.data.run import make_data, make_step
-from ultramed_rl.tracking import Progress
 
 DEVICES = {"device": "cpu", "devices_per_node": 1, "device_memory_gib": 8}
 
@@ -325,13 +323,12 @@ def test_examples_are_records_but_for_a_twentieth(tmp_path: Path) -> None:
     step = {"type": "textbook", "exemplars": 1, "exemplars_from": str(tmp_path / "solved.jsonl")}
     settings = stage(tmp_path, "asked", write(tmp_path / "in.jsonl", [{"id": "p", "text": "x"}]), step)
     config = parse_config({**settings, "generators": endpoint("http://a/v1")}, kind=DataConfig)
-    work = DataWork(config, [], tmp_path, tmp_path, Progress())
     write(tmp_path / "solved.jsonl", [*examples, {**record(19, text), "type": "Exam", "answer": "C"}])
-    made = make_step(work)
+    made = make_step(config)
     assert isinstance(made, TextbookStep) and [one.key for one in made.exemplars] == ["B"] * 19
     write(tmp_path / "solved.jsonl", [{"id": "1", "question": "Which?"}])
     with pytest.raises(ValueError, match=r"solved\.jsonl'.*; its columns are id, question\b"):
-        make_step(work)
+        make_step(config)
 
 
 def test_a_report_of_rows_that_are_no_records_is_refused(tmp_path: Path) -> None:

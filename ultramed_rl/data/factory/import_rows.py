@@ -11,7 +11,15 @@ from typing import Any
 
 from ultramed_rl.config.base import shorten
 from ultramed_rl.config.factory import DataConfig, Records, Sample, Vignettes
-from ultramed_rl.data.chats import FittingRows, Misfit, check_text, read_column, read_turns
+from ultramed_rl.data.chats import (
+    FittingRows,
+    Misfit,
+    NotedRow,
+    SourceNotes,
+    check_text,
+    read_column,
+    read_turns,
+)
 from ultramed_rl.data.choices import Keys, read_key, read_options, settle_keys, without_options
 from ultramed_rl.data.factory.instructions import Instruction, answered_row, new_row, set_of
 from ultramed_rl.data.factory.step import Row, name_of
@@ -23,16 +31,25 @@ from ultramed_rl.learning.seeds import seeded_number
 _KEY_ROWS = 1000  # that a part of an input is told by how its keys count
 
 
-def import_rows(config: DataConfig, step: Records, counts: Counter[str]) -> Iterator[Row]:
-    """Records of the input's rows, in order. `counts`: gains rows (read), misfit and, by reason, misfit_NAME. Raises
-    SourceError: an unreadable source, keys that may be meant in two ways, or too many misfits."""
+def import_rows(
+    config: DataConfig, step: Records, counts: Counter[str], notes: SourceNotes | None = None
+) -> Iterator[Row]:
+    """Records of the input's rows, in order.
+
+    Args:
+        counts: gains rows (read), misfit and, by reason, misfit_NAME.
+        notes: gains what is noted of rows and columns; None: warnings say it.
+
+    Raises:
+        SourceError: an unreadable source, keys that may be meant in two ways, or too many misfits.
+    """
     numbers, columns = count(1), dict[str, None]()
 
-    def parse(row: Row) -> Row:
+    def parse(row: NotedRow) -> Row:
         name: Any = next(numbers)
         columns.update(dict.fromkeys(row))
         instruction = _read_instruction(step, row, keys)
-        if step.id and not (name := row_id(dict(row), (step.id,))):
+        if step.id and not (name := row_id(row, (step.id,))):
             missing = None if step.id in row else step.id
             raise Misfit(f"nothing in column {step.id!r}", name="no_id", column=missing)
         record = new_row(f"{step.name},{name}", step.kind, instruction)
@@ -46,7 +63,8 @@ def import_rows(config: DataConfig, step: Records, counts: Counter[str]) -> Iter
             most = None if config.limit is None else max(config.limit, _KEY_ROWS)
             keys = settle_keys(read, [uri], step.first_place, "step.first_place", most)
         limits, fix = (uri, config.limit, step.max_misfit_share), "name other columns, or clean the file"
-        yield from FittingRows(*limits, f"make no {step.kind} record", fix, counts).parse(parse)
+        rows = FittingRows(*limits, f"make no {step.kind} record", fix, counts, (), notes)
+        yield from rows.parse(parse)
         for column in (step.context, step.reply):  # which a row may lack, but not all of them
             if column and column not in columns:
                 raise SourceError(
@@ -56,7 +74,9 @@ def import_rows(config: DataConfig, step: Records, counts: Counter[str]) -> Iter
         columns.clear()
 
 
-def import_vignettes(config: DataConfig, step: Vignettes, counts: Counter[str]) -> Iterator[Row]:
+def import_vignettes(
+    config: DataConfig, step: Vignettes, counts: Counter[str], notes: SourceNotes | None = None
+) -> Iterator[Row]:
     """As `import_rows`, of DrugSwap's rows; `counts` gains figure too: rows that point at a picture are left out."""
     numbers = count(1)
 
@@ -73,13 +93,13 @@ def import_vignettes(config: DataConfig, step: Vignettes, counts: Counter[str]) 
     for uri in config.input:
         limits = (uri, config.limit, step.max_misfit_share)
         fix = "name a file of DrugSwap's form, or clean it"
-        yield from FittingRows(*limits, "hold no vignette", fix, counts).parse(parse)
+        yield from FittingRows(*limits, "hold no vignette", fix, counts, notes=notes).parse(parse)
 
 
-def _read_instruction(config: Records, row: Row, keys: Keys) -> Instruction:
-    asked = read_column(dict(row), config.question)
+def _read_instruction(config: Records, row: dict[str, Any], keys: Keys) -> Instruction:
+    asked = read_column(row, config.question)
     there = isinstance(asked, list) or _text(asked, config.question)
-    turns = read_turns(dict(row), config.question, "user") if there else []
+    turns = read_turns(row, config.question, "user") if there else []
     question = next((turn["content"] for turn in turns if turn["role"] == "user"), "")
     if not question:
         raise Misfit(f"nothing in column {config.question!r}", name="no_question")
@@ -93,10 +113,10 @@ def _read_instruction(config: Records, row: Row, keys: Keys) -> Instruction:
     columns = config.options or []
     values: Any = config.choices
     if not values and isinstance(columns, list):
-        values = [read_column(dict(row), column) for column in columns]
+        values = [read_column(row, column) for column in columns]
         while values[-1:] in ([None], [""]):  # a row of fewer options than others
             values.pop()
-    options = read_options(values or read_column(dict(row), str(columns)))
+    options = read_options(values or read_column(row, str(columns)))
     lettered = {
         letter: " ".join(text.split()) for letter, text in zip(options.lettered, options.bare, strict=True)
     }

@@ -135,13 +135,13 @@ def identity_of(config: DataConfig) -> list[str]:
 def carry_out(work: DataWork) -> Counter[str]:
     """The stage's files into `work.output`, and its counts; record by record unless `CARRIERS` says otherwise."""
     carry = CARRIERS.get(work.config.step.type)
-    return carry_step(work, make_step(work)) if carry is None else carry(work)
+    return carry_step(work, make_step(work.config)) if carry is None else carry(work)
 
 
-def make_step(work: DataWork) -> Step:
-    """The logic of a step that goes record by record."""
-    name = next(iter(work.config.generators), "")
-    match work.config.step_for(name):
+def make_step(config: DataConfig, name: str = "") -> Step:
+    """The logic of a step that goes record by record, with the generator of this name, else the first."""
+    name = name or next(iter(config.generators), "")
+    match config.step_for(name):
         case Textbook() as step:
             if not (step.exemplars_from and step.exemplars):
                 return TextbookStep(step, [])
@@ -156,6 +156,8 @@ def make_step(work: DataWork) -> Step:
             return AnswerStep(step, read_letter)
         case Feedback() as step:
             return FeedbackStep(step, name)
+        case Candidates() as step:
+            return CandidateStep(step, name)
         case RuleJudge() as step:
             return RuleJudgeStep(step, read_letter)
         case step:
@@ -178,9 +180,7 @@ def carry_candidates(work: DataWork) -> Counter[str]:
     """Every record to every model, one model after the other; then each record with its candidates."""
     counts, answers = Counter[str](), {}
     for name in work.config.generators:
-        step = work.config.step_for(name)
-        assert isinstance(step, Candidates)
-        log = _carry(work, CandidateStep(step, name), name, work.scratch / name)
+        log = _carry(work, make_step(work.config, name), name, work.scratch / name)
         answers[name] = read_made_rows(str(log.rows_path))
         _put(log.failures_path, work.output / f"failures-{name}.jsonl")
         counts.update({f"{name}_{key}": count for key, count in _counts(log.tally).items()})
