@@ -268,13 +268,14 @@ echo $$ >>"$UP.steps"
 exec sleep 60
 """,
     "scancel": 'kill $(cat "$UP.steps" 2>/dev/null) 2>/dev/null\n',
-    "scontrol": RECORD + '[ "$1 $2" != "show hostnames" ] || printf "n1\\nn2\\nn3\\n"\n',
+    "scontrol": RECORD
+    + """case $1 in show) printf "n1\\nn2\\nn3\\n" ;; requeue) kill $(cat "$UP.steps") ;; esac\n""",
     "ray": RECORD
     + """echo "Active:"; sed "s/.*/ 1 node_&/" "$UP"; echo "Pending:"; echo " (no pending nodes)"\n""",
     "ultramed-rl": 'PREFIX="RAY_ADDRESS=$RAY_ADDRESS "\n'
     + RECORD
     + """echo "$RAY_AUTH_MODE $RAY_AUTH_TOKEN" >>"$TOKENS"
-ls -l .ray-token-* >"$TOKENS.file"; cat .ray-token-* >>"$TOKENS.file"; exec sleep "${LASTS:-0}"\n""",
+ls -l .ray-token-* >"$TOKENS.file"; cat .ray-token-* >>"$TOKENS.file"; echo $$ >>"$UP.steps"; exec sleep "${LASTS:-0}"\n""",
     # Between two looks at Ray.
     "sleep": '[ "$1" != 2 ] || set -- 0.05\nexec /bin/sleep "$@"\n',
 }
