@@ -46,6 +46,7 @@ MpiDefault=none
 GresTypes=gpu
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
+MinJobAge=3600
 SchedulerParameters=sched_interval=2,sched_min_interval=0,bf_interval=2
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
@@ -197,13 +198,10 @@ class Slurm:
 
         def state() -> str:
             words = self.call("scontrol", "show", "job", job).split()
-            return next((word[9:] for word in words if word.startswith("JobState=")), "gone")
+            return next((word[9:] for word in words if word.startswith("JobState=")), "not told")
 
-        wait_until(
-            lambda: state() in ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "gone"),
-            job,
-            lambda: self.log(job),
-        )
+        ended = ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED")
+        wait_until(lambda: state() in ended, job, lambda: self.log(job))
         wait_until(lambda: not Path(f"/tmp/ray-{job}").exists(), "a clean /tmp", lambda: self.log(job))
         assert not list(self.root.glob(f".ray-token-{job}"))
         return state()
