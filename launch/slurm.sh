@@ -94,6 +94,12 @@ all_steps() { for step in "${steps[@]}"; do kill -0 "$step" 2>/dev/null || retur
 steps=()
 driver=""
 told=""  # SLURM has sent SIGTERM to all; a second one would end the driver at once
+end_steps() {
+  # An srun that is told to end kills its tasks at once, and what they have in /tmp would stay.
+  [ -n "$told" ] || scancel --signal=TERM "$job" 2>/dev/null || true
+  for _ in {1..120}; do any_step || break; sleep 0.5; done
+  for step in "${steps[@]}"; do kill "$step" 2>/dev/null || true; done
+}
 finish() {
   trap - EXIT
   trap : TERM USR1
@@ -101,10 +107,7 @@ finish() {
     [ -n "$told" ] || kill "$driver" 2>/dev/null || true
     wait "$driver" 2>/dev/null || true
   fi
-  # An srun that is told to end kills its tasks at once, and what they have in /tmp would stay.
-  [ -n "$told" ] || scancel --signal=TERM "$job" 2>/dev/null || true
-  for _ in {1..120}; do any_step || break; sleep 0.5; done
-  for step in "${steps[@]}"; do kill "$step" 2>/dev/null || true; done
+  end_steps
   rm -f "$token"
   wait
 }
@@ -144,17 +147,25 @@ wait_for() {
 }
 
 say "head $head ($address), ${#nodes[@]} nodes; to join: RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$token"
-# Ray gives its processes 30 s, which is short for a busy node. Until others depend on the head it may be tried again.
-for left in 2 1 0; do
+# Starts all; fails where a Ray ends first.
+start_all() {
+  steps=()
   # The dashboard listens on the head's loopback.
   start 1 --nodelist="$head" 0 --head --node-ip-address="$ip" --port="$port" --ray-client-server-port="$((port + 1))" \
     --dashboard-port="$((port + 2))" --temp-dir="$temporary"
-  ! wait_for 1 || break
-  [ "$left" -gt 0 ] || die "Ray ended on the head three times before it was up; its lines above say why"
-  steps=()
+  wait_for 1 || return 1
+  if [ "${#nodes[@]}" -gt 1 ]; then start $((${#nodes[@]} - 1)) --exclude="$head" 5 --address="$address"; fi
+  wait_for "${#nodes[@]}" || return 1
+  rest 5  # a head that is up looks at its processes then, and ends if one of them has
+  all_steps
+}
+# Ray gives its processes 30 s, which is short for a busy node.
+for left in 2 1 0; do
+  ! start_all || break
+  [ "$left" -gt 0 ] || die "Ray ended on a node three times before all were up; its lines above say why"
+  say "Ray ended on a node before all were up: started again"
+  end_steps
 done
-if [ "${#nodes[@]}" -gt 1 ]; then start $((${#nodes[@]} - 1)) --exclude="$head" 5 --address="$address"; fi
-wait_for "${#nodes[@]}" || die "Ray ended on a node before all were up; its lines above say why"
 say "all nodes are up; the dashboard is at http://127.0.0.1:$((port + 2)) of $head"
 
 # --resume does no harm where there is nothing to resume: the same line begins a run and takes it up again.

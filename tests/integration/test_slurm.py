@@ -208,7 +208,7 @@ class Slurm:
 
 
 def wait_until(done: Callable[[], bool], what: str, why: Callable[[], str] = str) -> None:
-    deadline = time.monotonic() + 400
+    deadline = time.monotonic() + 500
     while not done():
         assert time.monotonic() < deadline, f"{what}: {why()}"
         time.sleep(0.5)
@@ -245,7 +245,11 @@ def test_a_raylet_is_started_again_and_a_job_whose_head_is_lost_goes_on(slurm: S
 def test_two_jobs_share_a_node(slurm: Slurm) -> None:
     for old in slurm.notes.iterdir():
         old.unlink()
-    jobs = [slurm.submit("together", "--nodes=1", "--nodelist=n1") for _ in range(2)]
+    jobs = [slurm.submit("together", "--nodes=1", "--nodelist=n1")]
+    wait_until(
+        lambda: bool(slurm.noted(jobs[0])), "the run", lambda: slurm.log(jobs[0])
+    )  # two cores start one Ray in 30 s
+    jobs.append(slurm.submit("together", "--nodes=1", "--nodelist=n1"))
     for job in jobs:
         assert slurm.end(job) == "COMPLETED", slurm.log(job)
     notes = [slurm.noted(job) for job in jobs]
