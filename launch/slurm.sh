@@ -72,11 +72,13 @@ if [ "$mebibytes" -gt 0 ]; then
 fi
 
 # What runs on each node: Ray, again where it died, and at the end nothing of it is left. $1: its folder, $2: how often again.
+# SLURM sends SIGTERM to every process of a step, sometimes twice. Ray, which ends its processes at the first, waits for itself
+# at the second. If it is killed, the system kills them.
 # shellcheck disable=SC2016
 keep_ray='
 temporary=$1 again=$2; shift 2
-trap "rm -rf $temporary" EXIT
-trap "kill \$ray 2>/dev/null; wait \$ray; exit 143" TERM
+trap "for _ in 1 2 3 4 5; do rm -rf $temporary && break; sleep 1; done" EXIT
+trap "kill -KILL \$ray 2>/dev/null; wait \$ray; exit 143" TERM
 while :; do
   "$@" & ray=$!
   wait "$ray"; code=$?
@@ -91,13 +93,21 @@ all_steps() { for step in "${steps[@]}"; do kill -0 "$step" 2>/dev/null || retur
 # Each part of the cluster is a step that lives as long as its Ray; all end with this script.
 steps=()
 driver=""
+told=""  # SLURM has sent SIGTERM to all; a second one would end the driver at once
+end_steps() {
+  # An srun that is told to end kills its tasks at once, and what they have in /tmp would stay.
+  [ -n "$told" ] || scancel --signal=TERM "$job" 2>/dev/null || true
+  for _ in {1..120}; do any_step || break; sleep 0.5; done
+  for step in "${steps[@]}"; do kill "$step" 2>/dev/null || true; done
+}
 finish() {
   trap - EXIT
-  if [ -n "$driver" ]; then kill "$driver" 2>/dev/null || true; wait "$driver" 2>/dev/null || true; fi
-  # An srun that is told to end kills its tasks at once, and what they have in /tmp would stay.
-  scancel --signal=TERM "$job" 2>/dev/null || true
-  for _ in {1..20}; do any_step || break; sleep 0.5; done
-  for step in "${steps[@]}"; do kill "$step" 2>/dev/null || true; done
+  trap : TERM USR1
+  if [ -n "$driver" ]; then
+    [ -n "$told" ] || kill "$driver" 2>/dev/null || true
+    wait "$driver" 2>/dev/null || true
+  fi
+  end_steps
   rm -f "$token"
   wait
 }
@@ -106,11 +116,13 @@ rm -f "$token"
 (umask 077 && printf %s "$RAY_AUTH_TOKEN" >"$token")
 queue_again() {
   say "$1: queued again; what is finished is kept"
+  trap : TERM USR1
   scontrol requeue "$SLURM_JOB_ID"
+  told=yes
   exit 0
 }
 trap 'queue_again "close to the time limit"' USR1
-trap 'exit 143' TERM
+trap 'told=yes; exit 143' TERM
 
 # Sleeps in the background, so that a signal is answered at once.
 rest() { sleep "$1" & wait $! || true; }
@@ -128,19 +140,32 @@ alive() { "${on_head[@]}" ray status --address="$address" 2>/dev/null | grep -cE
 wait_for() {
   local wanted=$1 deadline=$((SECONDS + patience)) found
   while found=$(alive); [ "$found" -lt "$wanted" ]; do
-    all_steps || die "Ray ended on a node before all were up; its lines above say why"
+    all_steps || return 1
     [ "$SECONDS" -lt "$deadline" ] || die "$found of $wanted nodes were up within $patience s; raise ULTRAMED_RL_WAIT_S or look at the nodes"
     rest 2
   done
 }
 
 say "head $head ($address), ${#nodes[@]} nodes; to join: RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$token"
-# The dashboard listens on the head's loopback.
-start 1 --nodelist="$head" 0 --head --node-ip-address="$ip" --port="$port" --ray-client-server-port="$((port + 1))" \
-  --dashboard-port="$((port + 2))" --temp-dir="$temporary"
-wait_for 1
-if [ "${#nodes[@]}" -gt 1 ]; then start $((${#nodes[@]} - 1)) --exclude="$head" 5 --address="$address"; fi
-wait_for "${#nodes[@]}"
+# Starts all; fails where a Ray ends first.
+start_all() {
+  steps=()
+  # The dashboard listens on the head's loopback.
+  start 1 --nodelist="$head" 0 --head --node-ip-address="$ip" --port="$port" --ray-client-server-port="$((port + 1))" \
+    --dashboard-port="$((port + 2))" --temp-dir="$temporary"
+  wait_for 1 || return 1
+  if [ "${#nodes[@]}" -gt 1 ]; then start $((${#nodes[@]} - 1)) --exclude="$head" 5 --address="$address"; fi
+  wait_for "${#nodes[@]}" || return 1
+  rest 5  # a head that is up looks at its processes then, and ends if one of them has
+  all_steps
+}
+# Ray gives its processes 30 s, which is short for a busy node.
+for left in 2 1 0; do
+  ! start_all || break
+  [ "$left" -gt 0 ] || die "Ray ended on a node three times before all were up; its lines above say why"
+  say "Ray ended on a node before all were up: started again"
+  end_steps
+done
 say "all nodes are up; the dashboard is at http://127.0.0.1:$((port + 2)) of $head"
 
 # --resume does no harm where there is nothing to resume: the same line begins a run and takes it up again.

@@ -91,6 +91,44 @@ def test_the_machines_at_aws_are_those_of_the_config_that_it_names() -> None:
     assert not any("flash-attn" in line for line in cluster["setup_commands"]), "every node would compile it"
 
 
+def test_aws_makes_the_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In moto's EC2, which makes one machine where four are asked for: boto3 knows every key, and Ray what a machine has."""
+    boto3, moto = pytest.importorskip("boto3"), pytest.importorskip("moto")
+    from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+    from ray.autoscaler._private.util import prepare_config
+    from ray.autoscaler.tags import TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "none")
+    (tmp_path / "key.pem").touch()
+    with moto.mock_aws():
+        ec2, iam = boto3.resource("ec2", "us-east-1"), boto3.client("iam")
+        network = ec2.create_vpc(CidrBlock="10.0.0.0/16")
+        subnet = network.create_subnet(CidrBlock="10.0.0.0/20", AvailabilityZone="us-east-1a")
+        group = network.create_security_group(GroupName="nodes", Description="nodes")
+        ec2.create_key_pair(KeyName="ultramed-rl")
+        for role in ("head", "worker"):
+            iam.create_instance_profile(InstanceProfileName=f"ultramed-rl-{role}")
+        text = (LAUNCH / "ray-cluster-aws.yaml").read_text()
+        image = next(iter(ec2.images.all()))
+        for made in (subnet, group, image):
+            text = text.replace(f"{made.id.partition('-')[0]}-0123456789abcdef0", made.id)
+        cluster = prepare_config(yaml.safe_load(text))
+        cluster["auth"]["ssh_private_key"] = str(tmp_path / "key.pem")
+        cluster = AWSNodeProvider.bootstrap_config(cluster)
+        cluster = AWSNodeProvider.fillout_available_node_types_resources(cluster)
+        provider = AWSNodeProvider(cluster["provider"], cluster["cluster_name"])
+        kinds = cluster["available_node_types"]
+        for name, kind in kinds.items():
+            tags = {TAG_RAY_NODE_KIND: name, TAG_RAY_USER_NODE_TYPE: name}
+            provider.create_node(kind["node_config"], tags, kind["max_workers"] or 1)
+        nodes = [ec2.Instance(node) for node in provider.non_terminated_nodes({})]
+        assert {(node.instance_type, node.subnet_id, node.image_id) for node in nodes} == {
+            (kind["node_config"]["InstanceType"], subnet.id, image.id) for kind in kinds.values()
+        }
+    assert kinds["gpu"]["resources"]["GPU"] == CONFIG.cluster.devices_per_node
+
+
 def test_the_cluster_has_the_nodes_of_the_config_that_it_names() -> None:
     text, cluster = (LAUNCH / "ray-cluster.yaml").read_text(), read("ray-cluster.yaml")
     assert "ultramed-rl submit configs/llama3-70b-4node.yaml" in text
@@ -268,15 +306,16 @@ echo $$ >>"$UP.steps"
 exec sleep 60
 """,
     "scancel": 'kill $(cat "$UP.steps" 2>/dev/null) 2>/dev/null\n',
-    "scontrol": RECORD + '[ "$1 $2" != "show hostnames" ] || printf "n1\\nn2\\nn3\\n"\n',
+    "scontrol": RECORD
+    + """case $1 in show) printf "n1\\nn2\\nn3\\n" ;; requeue) kill $(cat "$UP.steps") ;; esac\n""",
     "ray": RECORD
     + """echo "Active:"; sed "s/.*/ 1 node_&/" "$UP"; echo "Pending:"; echo " (no pending nodes)"\n""",
     "ultramed-rl": 'PREFIX="RAY_ADDRESS=$RAY_ADDRESS "\n'
     + RECORD
     + """echo "$RAY_AUTH_MODE $RAY_AUTH_TOKEN" >>"$TOKENS"
-ls -l .ray-token-* >"$TOKENS.file"; cat .ray-token-* >>"$TOKENS.file"; exec sleep "${LASTS:-0}"\n""",
+ls -l .ray-token-* >"$TOKENS.file"; cat .ray-token-* >>"$TOKENS.file"; echo $$ >>"$UP.steps"; exec sleep "${LASTS:-0}"\n""",
     # Between two looks at Ray.
-    "sleep": '[ "$1" != 2 ] || set -- 0.05\nexec /bin/sleep "$@"\n',
+    "sleep": 'case $1 in 2 | 5) set -- 0.05 ;; esac\nexec /bin/sleep "$@"\n',
 }
 
 
@@ -387,6 +426,7 @@ def test_slurm_stops_when_ray_does_not_come_up(tmp_path: Path) -> None:
     output, _ = process.communicate(timeout=20)
     assert process.returncode == 1, output
     assert not any("ultramed-rl" in line for line in recorded(tmp_path)), "the run was started"
+    assert sum("ray start --head" in line for line in recorded(tmp_path)) == 3
 
 
 def test_on_each_node_ray_is_started_again_and_its_folder_goes_at_the_end(tmp_path: Path) -> None:

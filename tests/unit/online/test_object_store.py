@@ -108,20 +108,42 @@ FAULTS = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_run_is_published_and_resumed_elsewhere(tmp_path: Path, bucket: Bucket, name: str) -> None:
     bucket.fault, url = FAULTS[name], f"{BUCKET}/{name}"
+    path = publish_and_resume(tmp_path, url)
+    assert (name == "sound") == (not bucket.faults)
+    bucket.fault = FAULTS["sound"]
+    assert there(f"{url}/tiny") == here(path)
+
+
+def publish_and_resume(tmp_path: Path, url: str) -> Path:
+    """The folder of a run of two rounds, of which the second was made elsewhere."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # a failure that passes is nobody's business
         with RunDirectory.open(config(tmp_path, "a", url), resume=False) as one:
             finish_round(one, 0, {"round": 0.0})
-            path = one.path
-        published = here(path)
+        published = here(one.path)
         with RunDirectory.open(config(tmp_path, "b", url), resume=True) as other:
-            assert other.path != path and other.committed_rounds() == 1
+            assert other.path != one.path and other.committed_rounds() == 1
             other.round(0).directory("checkpoint")
             finish_round(other, 1, {"round": 1.0})
-            path = other.path
-    assert (name == "sound") == (not bucket.faults)
-    bucket.fault = FAULTS["sound"]
-    assert there(f"{url}/tiny") == here(path) and published.keys() < here(path).keys()
+    assert published.keys() < here(other.path).keys()
+    return other.path
+
+
+def test_so_it_is_in_googles_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An emulator keeps the files. It lets one be made twice, so nothing is shown of the lease."""
+    emulator, gcsfs = pytest.importorskip("gcp_storage_emulator.server"), pytest.importorskip("gcsfs.core")
+    from fsspec.config import conf
+    from fsspec.registry import _registry
+
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = listening.getsockname()[1]
+    # Its subclass for zones asks by gRPC first, which the emulator doesn't know.
+    monkeypatch.setitem(_registry, "gs", gcsfs.GCSFileSystem)
+    monkeypatch.setitem(conf, "gs", {"endpoint_url": f"http://127.0.0.1:{port}", "token": "anon"})
+    with emulator.create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket"):
+        path = publish_and_resume(tmp_path, "gs://bucket/runs")
+        assert there("gs://bucket/runs/tiny") == here(path)
 
 
 def test_of_two_who_begin_at_once_one_publishes(bucket: Bucket) -> None:
