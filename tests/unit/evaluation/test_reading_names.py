@@ -76,6 +76,16 @@ DRUGS = (("imatinib", "Gleevec"), ("nilotinib",), ("dasatinib",))
         ("Answer: imatinib, aspirin, nilotinib", 2 / 3),  # two of three given, two of three wanted
         ("Answer: imatinib, imatinib", 0.5),
         ("Answer: aspirin, heparin, warfarin", 0.0),
+        ("Answer: 1) imatinib 2) nilotinib 3) dasatinib", 1.0),
+        ("Answer: • imatinib • nilotinib • dasatinib", 1.0),
+        ("Answer:\na) imatinib\nb) nilotinib\nc) dasatinib", 1.0),
+        ("Answer: imatinib, nilotinib, as well as dasatinib", 1.0),
+        ("Answer: The drugs are imatinib, nilotinib and dasatinib.", 1.0),
+        ("The answer is imatinib, nilotinib and dasatinib.", 1.0),
+        ("Answer: Imatinib; nilotinib; dasatinib. All inhibit ABL.", 1.0),
+        ("Answer:\n- Imatinib, which came first.\n- Nilotinib\n- Dasatinib", 1.0),
+        ("<answer>imatinib; nilotinib; dasatinib</answer>", 1.0),
+        ('{"answer": ["imatinib", "nilotinib", "dasatinib"]}', 1.0),
         ("Imatinib, nilotinib, dasatinib", 0.0),  # no "Answer:" marks them
     ],
 )

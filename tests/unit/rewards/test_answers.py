@@ -133,6 +133,10 @@ def test_letters_of_known_options(answer: str, letter: str | None) -> None:
         ("the 3rd day", None),
         ("2,5", None),
         ("Give 5 mg 3 times", None),
+        ("1 + 1 + 2 = 4 points", 4.0),
+        ("CrCl = (140 - 60) x 70 / (72 x 1.2) = 64.8", 64.8),
+        ("Na = 140, K = 4", None),
+        ("The answer is not 5 but 6.", 6.0),
         ("1e999", None),
     ],
 )

@@ -18,13 +18,13 @@ from itertools import groupby, zip_longest
 from string import ascii_uppercase
 
 from ultramed_rl.evaluation.items import AnswerReading
-from ultramed_rl.evaluation.reading.options import AGAINST, REJECTED, OptionNames, unite
+from ultramed_rl.evaluation.reading.options import ADVERBS, AGAINST, REJECTED, OptionNames, unite
 from ultramed_rl.evaluation.reading.statements import DOUBT, LONGEST, find_statements, words
 from ultramed_rl.evaluation.reading.text import clean, turns
 
 _USUAL = "ABCDEFGH"  # I would be the pronoun
 _HASTE = 30  # characters from one answer to the next, where nothing is argued
-_CORRECTS = r"wait|actually|no,|correction|reflection|reconsider|mistake|hmm|scratch that|sorry|oops|i meant?|revis|second thought"
+_CORRECTS = r"wait|actually|no,|correct(?:ion| myself| that)|edit:|(?:up)?on (?:\w+ )?(?:reflection|review|reading|thoughts?)|reconsider|mistake|hmm|(?:scratch|strike|make|change) that|sorry|oops|revis"
 _CORRECTION = re.compile(rf"\b(?:{_CORRECTS})", re.IGNORECASE)
 _TURN = re.compile(rf"\b(?:{_CORRECTS}|but|yet|now)\b", re.IGNORECASE)
 _MARKUP = re.compile(r"[*`$]+|(?<![A-Za-z0-9])_+|_+(?![A-Za-z0-9])")
@@ -50,13 +50,13 @@ _BOLD = re.compile(
 # Letters, with those that are joined to them: "option B", "(B) or (C)". "J. D." and "D.C." are names.
 _MENTION = re.compile(
     r"(?:\b(?i:both )?(?i:options?|choices?|answers?) )?(?<![\w'+&./-])(?<!\d )\(?[A-Z](?![\w'+&-]|\.[\w,]|\. [a-z])\)?"
-    r"(?:(?:,? (?:and|or) |/|, |,? nor )(?:(?i:option|choice|answer) )?(?!I [a-z])\(?[A-Z](?![\w'+&-]|\.[\w,])\)?)*"
+    r"(?:(?:,? (?:and|or) |/|, (?!\(?[A-Z]\)? [a-z]+s\b)|,? nor )(?:(?i:option|choice|answer) )?(?!I [a-z])\(?[A-Z](?![\w'+&-]|\.[\w,])\)?)*"
 )
 _MARKED = re.compile(r"\(|option|choice", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"(?<=\w[\w)])[.!?] (?=\S)")
+_SENTENCE_END = re.compile(r"(?:(?<=\w[\w)])\.|[!?]) (?=\S)")
 # "vitamin (C)", "type **A**", "Judge Theodore D."
 _KIND = re.compile(
-    r"\b(?:vitamin|hepatitis|type|group|class|grade|stage|factor|protein|influenza|phase|level|step|part"
+    r"\b(?:\w+(?:[^a\W]in|itis|type)|type|group|class|grade|stage|factor|influenza|phase|level|step|part"
     r"|patient|figure|table|case|pugh)s?\W{0,3}$"
     r"|(?<=\w )(?-i:[A-Z])\w*\.? $",
     re.IGNORECASE,
@@ -74,14 +74,22 @@ _LESS = (
 _AGAINST = re.compile(rf"\b(?:{_LESS}|prefer.* to)\b", re.IGNORECASE)
 _NEXT_IS_LESS = re.compile(rf"[ ,]*(?:rather |more |as )?{_LESS}(?: (?:for|on|to|with))?\W*$", re.IGNORECASE)
 _CONCLUDES = words(
-    r"so|thus|hence|therefore|accordingly|consistent|corresponds?|match(?:es)?|fits?|supports?|points?|leads?|best"
-    r"|correct|right|most|likely|answer|choice|conclu\w+|choose|indicates?|suggests?|favou?rs?|which is|mean(?:s|ing)"
+    r"so|thus|hence|therefore|accordingly|consistent|corresponds?|match(?:es)?|fits?|supports?|points?|leads?|best|better"
+    r"|correct|right|most|likely|answer|choice|conclu\w+|choose|indicates?|suggests?|favou?rs?|prefer\w*|way to go|which is|mean(?:s|ing)"
     r"|the (?!test|chest|rest)\w+est"
 )
 # The speaker's own, or of what was said: "I would bet on C", "that leaves C", "must be C".
 _I = r"(?-i:I(?='| (?!is\b|are\b|and\b|or\b|of\b)[a-z]))|my"  # no symbol
 _SELF = words(_I)
 _SPEAKS = words(rf"{_I}|we|our|me|us|it|this|that|be|lean\w*|pick|choose|select")
+# What an option does, or is; of "a steroid is", "B cells are", it is no subject.
+_PREDICATE = re.compile(
+    r" (?!\w+ (?:\w+ )?(?:is|are|was|were|has|have|of)\b)(?:best |\w+ly )?(?:would|must|should|[a-z]+s)\b"
+)
+# "Next, C." and "this holds for C" go through the options.
+_GOES_ON = re.compile(
+    r"(?i:\b(?:next|first|second|third|last)(?:ly)?\W*$|\b(?:also|already)\b|\b(?:this|that|same)\b.* (?:for|in|of)\W*$)"
+)
 _FORMULA = re.compile(r"[=\\^_{}*<>]")
 _LONG = 9  # words before a letter, which no more belongs to their verb
 _CLAUSE = re.compile(
@@ -91,8 +99,8 @@ _CLAUSE = re.compile(
 _CLAUSE_END = re.compile(r"[;,!]|\b(?:but|so)\b")
 _NEXT_SENTENCE = re.compile(r"\. (?=[A-Z]\w* [a-z])")
 _CLOSES = re.compile(
-    r"[\s.!\"')*]*$| (?:(?:is|(?:would|must|should|has to) be) (?:the|what|my)|gets my|it (?:is|has)|stands out"
-    r"|wins|then|here|as the|on this|for this)\b"
+    rf"(?: {ADVERBS}| is| does)?[\s.!\"')*]*$| (?:(?:is|(?:would|must|should|(?:has|seems) to) be)(?: {ADVERBS})? (?:the|what|my)|gets my"
+    r"|it (?:is|has)|stands out|wins|beats|then|here|as the|on this|for this)\b"
 )
 
 
@@ -142,7 +150,7 @@ def _stated(text: str, options: OptionNames, truncated: bool) -> str:
     seen: list[tuple[int, str]] = []
     named = cache(options.named)  # a looping text says the same thousands of times
     for statement in find_statements(text):
-        letters, kind = named(statement.said, alone=statement.kind == "verdict"), statement.kind
+        letters, kind = named(statement.said, statement.alone, statement.kind == "final"), statement.kind
         denied = statement.negated and not (option := named(f"not {statement.said}"))
         if statement.negated and not denied:  # an option is "not indicated"
             letters = option
@@ -155,7 +163,7 @@ def _stated(text: str, options: OptionNames, truncated: bool) -> str:
         # The odd one out stands against verdicts, not against an answer, and is one.
         if {kind, before} == {"odd", "verdict"} and (kind == "verdict" or letters[1:]):
             continue
-        if kind == "odd" and before == "stated":
+        if kind == "odd" and before in ("stated", "final"):
             continue
         corrected = last is not None and _CORRECTION.search(text, last.start, statement.start) is not None
         beside = before == kind == "verdict" and not corrected
@@ -252,11 +260,11 @@ def _settled_on(sentence: str, options: OptionNames) -> str:
     What a statement names has been judged with it, and what stands before it is an argument.
     """
     statements = find_statements(sentence)
-    judged = max((s.start for s in statements if options.named(s.said)), default=-2)
+    judged = max((s.start for s in statements if options.named(s.said, s.alone)), default=-2)
     mentions = [*_MENTION.finditer(sentence)]
     letters, end = "", 0
     for match, following in zip_longest(mentions, mentions[1:]):
-        stated = any(match.start() - 1 <= s.start <= match.end() for s in statements)
+        stated = any(match.start() - 1 <= s.start <= match.end() for s in statements if not s.alone)
         if match.start() <= judged + 1 or (stated and _UNSETTLED.search(sentence, match.end())):
             continue
         after = sentence[match.end() : following.start() if following else None]
@@ -273,11 +281,14 @@ def _affirms(before: str, said: str, after: str, asks: bool) -> bool:
     clause = _CLAUSE.split(before)[-1]
     if clause.strip():  # else "C. Topical steroid" is a label
         after = _NEXT_SENTENCE.split(after)[0]
+    if _GOES_ON.search(clause if clause.strip() else before):
+        return False
     if _KIND.search(clause) or _AGAINST.search(clause) or _UNSETTLED.search(f"{clause} {after}"):
         return False
     if _MARKED.match(said) and _CONCLUDES.search(before + said + after):
         return True
-    if asks or _FORMULA.search(clause + after) or not _CLOSES.match(after):
+    closes = _CLOSES.match(after) or (_PREDICATE.match(after) and _CONCLUDES.search(after))
+    if asks or _FORMULA.search(clause + after) or not closes:
         return False
-    speaks = not clause.strip() or (len(clause.split()) < _LONG and _SPEAKS.search(clause) is not None)
-    return speaks or _CONCLUDES.search(clause + said + after) is not None
+    speaks = len(clause.split()) < _LONG and _SPEAKS.search(clause)
+    return bool(not clause.strip() or speaks or _CONCLUDES.search(clause + said + after))

@@ -14,11 +14,13 @@ from ultramed_rl.evaluation.reading.text import clean
 
 ADVERBS = (
     r"(?:(?:(?:most|more|very|quite|almost) )?(?:likely|probably|certainly|surely)|clearly|obviously|definitely"
-    r"|undoubtedly|indeed|therefore|thus|hence|then|simply|actually|also|in fact|of course|no doubt|none other than"
+    r"|undoubtedly|indeed|therefore|thus|hence|then|simply|actually|also|in fact|of course|none other than"
     r"|best described as)\b"
 )
-LACKING = r"(?:given|listed|known|clear|among|provided|available|present|determined|answered|found|possible)"
+LACKING = r"(?:given|listed|known|clear|among|provided|available|present|determined|answered|found|possible|enough|sure|certain)"
 AGAINST = "not|never|wrong|incorrect|false|unlikely|less|contraindicated|inappropriate|excluded|eliminated|avoid|ruled out"
+REASON = "because|since|as(?! well)|which|given|due|based|so|rather|instead|over|in this|unless|it (?:is|has to be|must be)(?=[.,!]|$)"
+_IT_IS = r",? it (?:is|has to be|must be)"
 REJECTED = re.compile(rf"[^.\n]{{0,60}}(?:\b(?:{AGAINST})\b|n't\b)", re.IGNORECASE)
 
 # Letters.
@@ -31,13 +33,13 @@ _PREFIX = re.compile(
 _OPENING = " \n:\"'([{<-=#>.|"
 _LETTER = re.compile(r"(?P<letter>[A-Za-z])(?P<close>[)\]}\"'>]*)")
 _END = re.compile(
-    r"\s*$| ?[.:](?!\w)|[.:](?=[A-Z][a-z]{2})|[,;!|\n]| ?- | ?= | ?[(\[]| ?/ ?[A-Z]\b|选项|项| &| (?:because|since"
-    r"|as|given|due|for this|which|based|rather|instead|over|not|and|or|but|in this|it|this|the|so|here"
+    rf"\s*$| ?[.:](?!\w)|[.:](?=[A-Z][a-z]{{2}})|[,;!\n]| ?[|#]| ?- | ?= | ?[(\[]| ?/ ?[A-Z]\b|选项|项| &| (?:{REASON}"
+    r"|for this|not|and|or|but|it|this|the|here"
     r"|remains|fits|matches|is left|explains|accounts for|satisfies|meets|applies|oder|und|weil|ou|et|car|o|y|porque)\b| is (?:the |also )?(?:correct|right|best|most)\b"
 )
 _SMALL_END = re.compile(r"\s*$|[.:,;](?!\w)| (?:because|since)\b")
 _PRONOUN_END = re.compile(r"\s*$|[.:](?!\w)")
-_WHOLE_END = re.compile(r"[.!,;:]*\s*$|[.:]? ?\(|[.:] |[.:](?=[A-Z][a-z]{2})| - ")
+_WHOLE_END = re.compile(rf"{_IT_IS}[.!]?$|[.!,;:]*\s*$|[.:]? ?\(|[.:] |[.:](?=[A-Z][a-z]{{2}})| - ")
 # "E. coli", whose names some write with a capital.
 _SPECIES = re.compile(
     r"\. ?(?P<name>[a-z][\w-]*|(?:Coli|Diff(?:icile)?|Albicans|Faecalis|Fragilis|Pylori|Trachomatis|Perfringens"
@@ -75,11 +77,11 @@ _PREDICATE = re.compile(r" (?:is|are|was|were|has|have|can|may|would|could|shoul
 
 # What may stand before, after and between options' texts.
 _JUDGEMENTS = {"yes", "no", "maybe", "true", "false"}
-_START = re.compile(rf"(?:[\s:\"'(\[{{]|- )*(?:an? |the |to |that )?(?:{ADVERBS} )?")
-_FULL_END = re.compile(r"[\s.,;:!)\]\"'}]*$|,? (?:because|since)\b")
+_START = re.compile(rf"(?:[\s:\"'(\[{{]|- )*(?:an? (?:\w+ (?=yes|no\b))?|the |to |that )?(?:{ADVERBS} )?")
+_FULL_END = re.compile(rf"s?(?:{_IT_IS})?[\s.,;:!)\]\"'}}]*$|,? (?:because|since)\b")
 _TEXT_END = re.compile(
-    r"[\s\"'}]*(?:$|[.;:!)\]](?![\w.])| ?\(| - (?=[a-z])|,? (?:because|since|as|which|given|due to|based on"
-    r"|so|rather than|instead of|option|choice|in this|is (?:the )?(?:correct|best|right))\b|, not\b)"
+    rf"s?[\s\"'}}]*(?:$|[.;:!)\]](?![\w.])| ?\(| - (?=[a-z])|,? (?:{REASON}"
+    r"|option|choice|is (?:the )?(?:correct|best|right))\b|, not\b)"
 )
 _JUDGEMENT_END = re.compile(r"\s*[,:;.!-](?!\w)")
 _TORN = re.compile(r"[,.;:!]? ?(?:(?:but|or|and|/) ?)?(?P<other>yes|no|maybe|possibly)\b")
@@ -91,8 +93,8 @@ _AND = re.compile(r"[\s,\"')]*(?:,|/|&|;|\band\b|\bor\b)\s?(?:(?:and|or|maybe) )
 _OR = re.compile(r"(?:and|or) ")
 _NEITHER = "-"  # says that it is none of the options; no option has it as its letter
 _REFUSAL = re.compile(
-    r"(?:none|no (?:\w+ ){0,2}(?:options?|answers?|choices?)|not (?:given|listed|known|clear|among|provided|available"
-    r"|present|enough|possible)|un(?:clear|known|certain|determined|able to)|in(?:sufficient|conclusive|determinate)"
+    r"(?:none|no (?:\w+ ){0,2}(?:options?|answers?|choices?)"
+    rf"|not {LACKING}|un(?:clear|known|certain|determined|able to)|in(?:sufficient|conclusive|determinate)"
     r"|neither|n/a|(?:cannot|can't) be|impossible to|there (?:is|are) no|i (?:do not|don't|cannot|can't)"
     r"|(?:multiple|several|more than one) (?:options?|answers?|choices?)"
     r"|all (?:of )?(?:the |these )?(?:options|answers|choices) (?:are|seem) (?:wrong|incorrect|false))\b"
@@ -114,21 +116,26 @@ class OptionNames:
             key = _normalised(text).rstrip(" .,;:!\"'")
             if key and not (len(key) == 1 and key.isalpha()):
                 self.letters[key] = self.letters.get(key, "") + letter
+        self.words = {word for key in self.letters for word in re.findall(r"\w{2,}", key)}
         self.longest_first = sorted(self.letters, key=len, reverse=True)
 
-    def named(self, said: str, alone: bool = False) -> str:
+    def named(self, said: str, alone: bool = False, final: bool = False) -> str:
         """The letters of the options that `said` starts with, each once; "" for none of them.
 
         A letter that no option has is a finding as well ("the answer is F" isn't answered by what was said before),
         and so is a refusal, as a letter of its own. With `alone`, the answer must fill all of `said`; else other words
-        may follow.
+        may follow. With `final`, a few words that have nothing of any option refuse.
         """
         if groups := self._groups(said, alone):
             return unite(*groups)
         if not alone and _REFUSAL.match(_normalised(said)):
             return _NEITHER
         letters, label = self._lettered(said.lstrip(_OPENING), alone)
-        return self._with_label(letters, label, alone) if letters else ""
+        if letters:
+            return self._with_label(letters, label, alone)
+        few = re.findall(r"\w+", said.casefold())
+        refuses = final and said and len(few) < 9 and self.words and self.words.isdisjoint(few)
+        return _NEITHER if refuses and not re.search(r"\d|\b[A-HJ-Z]\b|above", said) else ""
 
     # -- texts
 

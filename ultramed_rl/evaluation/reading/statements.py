@@ -15,6 +15,7 @@ from typing import Literal
 from ultramed_rl.evaluation.reading.options import ADVERBS, LACKING
 from ultramed_rl.evaluation.reading.text import BOXED
 
+_BEFORE = 120  # characters in which a statement is doubted, or another case set
 LONGEST = 600  # enough for the text of an option, and it bounds the work on a text that is all statements
 
 
@@ -23,12 +24,12 @@ def words(pattern: str) -> re.Pattern[str]:
     return re.compile(rf"\b(?:{pattern})\b|n't\b", re.IGNORECASE)
 
 
-_MARK = r"(?:(?i:option|choice|answer) )?[(\[\"]*"
+_MARK = r"(?:(?i:option|choice|answer|statement) )?[(\[\"]*"
 DOUBT = (
     r"if|whether|unless|not|never|cannot|neither|nor|wrong|incorrect|false|untrue|worst|least|another|other|next|second"
     r"|alternative|tempting|might|may|could|(?:a|one) (?:possible|potential)|initial(?:ly)?|thought|(?<!I )suppose|let's say"
     r"|assume|assuming|imagine|some|many|students?|people|distractor|previous|eliminated|excluded|si|wenn|falls"
-    r"|doubt\w*|hesitat\w+|reluctan\w+|torn|between|nobody|no one|few"
+    r"|doubt\w*|hesitat\w+|reluctan\w+|torn|between|nobody|no (?:one|way|means)|hardly|few"
 )
 _DOUBT = words(DOUBT)
 _CLAUSE = re.compile(r"[.!?\n;,:，]|\b(?:but|so|hence|therefore|thus|however|and|then)\b", re.IGNORECASE)
@@ -62,18 +63,21 @@ _CHOOSE = re.compile(
     r"(?:\b(?:I|we|We|[Ll]et me|[Ll]et's)(?:'d|'ll|'m| would| will| must| should| have to| am)?(?: also"
     r"| therefore| still| then)? |^|(?<=[.!?] )|\b(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore),? )(?i:choose"
     r"|chose|choosing|picke?d?|picking|select(?:ed)?|go(?:ing)? with|opt for|settle on|lean(?:ing)? towards?|stand by"
-    r"|(?<=d )say)\b:?",
+    r"|(?<=d )(?:say|answer)|make (?:that|it)(?= \(?(?-i:[A-Z])\b)"
+    r"|(?:chang|revis|switch|amend|updat|correct)\w*(?: [\w']+){0,4}? to(?= (?:option )?\(?(?-i:[A-Z])\b))\b:?",
     re.MULTILINE,
 )
+# Of these, the answer fills the rest of the line.
 _CONCLUDED = re.compile(
-    r"\b(?i:so|thus|hence|therefore|leaving|leaves|left with|elimination|(?:must|should|has to|(?:can|could) only) be|it's|it is"
-    r"|correction|in (?:conclusion|summary|short)|no(?=,))\b"
-    r"[,:]? (?i:(?:only|us with|me with|just|it's|it is|it must be) )?"
-    rf"(?=(?:{_MARK}[A-Z][)\]\"]*|(?i:yes|no|maybe))(?: it is)?[.!]?(?:\n|\s?$))"
+    r"(?i)\b(?:(?:so|thus|hence|therefore|leaving|leaves|left with|elimination|(?:must|should|has to|(?:can|could) only) be|it's|it is"
+    r"|correction|(?:in )?(?:conclusion|summary|short)|verdict|decision|no(?=,))\b"
+    r"[,:]? (?:(?:only|us with|me with|just|it's|it is|it must be) )?"
+    r"|(?:not|n't) (?!only|just|merely)[^.,;:?\n]{1,60},? but (?:rather )?(?!also))(?=\S)"
 )
 # What these say stands against a doubt: "not A but C", "only C remains", "making C the only choice".
 _SURE = re.compile(
-    rf"(?:\b[Nn](?:ot|or)|n't|\bpas|\bnicht|\bno es) {_MARK}[A-Z][)\]\"]*,? (?:but|it's|it is|mais|sondern|sino)(?: rather)? (?={_MARK}[A-Z]\b)"
+    rf"(?:\b[Nn](?:ot|or)|n't|\bpas|\bnicht|\bno es) {_MARK}[A-Z][)\]\"]*,? (?:(?:but|it's|it is|mais|sondern|sino)(?: rather)? (?={_MARK}[A-Z]\b)"
+    rf"|(?<=, )(?={_MARK}[A-Z][)\]\"]*[.!]?(?:\n|$)))"
     r"|(?<![Nn]ot )\b[Oo]nly (?=(?:[Oo]ption |[Cc]hoice )?\(?[A-Z]\)? (?:remains|fits|is (?:left|consistent|correct|right)|matches"
     r"|explains|accounts for|satisfies|meets|applies)\b)"
     rf"|\b(?:making|leaving|makes) (?={_MARK}[A-Z]\b[^.\n]{{0,80}}? (?:as )?the (?:only|correct|best|right)\b)"
@@ -86,19 +90,17 @@ _ODD_NOUN = (
 )
 _ODD = re.compile(
     rf"(?:(?:\bthe |^|(?<=[.!?] )){_ODD_NOUN}(?: here| (?:among|about|of|in|regarding) [^.\n:?!]{{1,60}}?)?(?:\s?:| {_MODAL})"
-    rf"|\b(?:all|each|every|both)\b[^.\n?]{{0,60}}? except(?: for)?:?)[\s:\"']*{_NEGATED}",
+    rf"|\b(?:all|each|every|both)\b[^.\n?]{{0,60}}? except(?: for)?:?|\b(?:all|every(?:thing|one)?|none|nothing) but)[\s:\"']*{_NEGATED}",
     re.IGNORECASE,
 )
-_CHINESE = re.compile(
-    r"(?:答案 ?(?:应该|应当|应)?(?:是|为|选|:)|(?:应该|应|故)?选(?:择|项)?(?:是|为|:)?) ?(?P<negated>不是)?"
-)
-# Spanish, German, French: letters only.
+_REST = re.compile(r" (?:is|are|was|were|can|could|has|have|do|does)\b")  # "all except A are correct"
+# Chinese, Spanish, German, French.
 _FOREIGN = re.compile(
-    r"\b(?:respuesta(?: correcta| final)?|antwort|réponse(?: correcte| finale)?)"
-    r"(?: ?:| (?P<not>no es\b|n'est pas\b)| (?:es|sería|ist|lautet|wäre|est|serait)\b:?)\s*(?P<negated>nicht\b)?",
+    r"(?:答案 ?(?:应该|应当|应)?(?:是|为|选|:)|(?:应该|应|故)?选(?:择|项)?(?:是|为|:)?|而是|\b(?:respuesta(?: correcta| final)?|antwort|réponse(?: correcte| finale)?)"
+    r"(?: ?:| (?P<not>no es\b|n'est pas\b)| (?:es|sería|ist|lautet|wäre|est|serait)\b:?))\s*(?P<negated>nicht\b|不是)?(?!kein|nie)(?:\w{4,} (?=\(?(?-i:[A-Z])\b))?",
     re.IGNORECASE,
 )
-_PHRASES = (_NOUN, _HEADING, _CHOOSE, _CONCLUDED, _SURE, _ODD, _CHINESE, _FOREIGN)
+_PHRASES = (_NOUN, _HEADING, _CHOOSE, _CONCLUDED, _SURE, _ODD, _FOREIGN)
 _LETTER_FIRST = re.compile(
     r"[\s\"'(\[]*(?i:the )?(?i:both |either )?(?i:(?:correct )?(?:option|choice|answer|statement)s? )?"
     r"(?i:both )?(?:(?:la|die|l'|el)\b ?)?(?:(?:opción|option|lettre|letra)\b )?[(\[]*[A-Za-z](?![\w'+-])"
@@ -111,32 +113,37 @@ _CONDITION = re.compile(
     re.IGNORECASE,
 )
 _LISTED = re.compile(r"\(?A[).:][^\n]*\n[ *-]*\(?B[).:]")  # "Answer: A. yes", and B. no on the next line
-_ASKED = re.compile(r"[^.!\n]{0,60}\?")
+_ASKED = re.compile(r"[^.!\n]{1,60}\?")
 # "No, timing didn't matter" is an argument.
 _TAKEN_BACK = re.compile(
     r"[^.,!?\n]{1,80}(?:[.,!?\s-]+(?:(?:wait|hmm+|oops|sorry)(?=\s*[^\s\w]|\s*$| (?:no|that|this|it|the|i|not)\b)"
-    r"|(?:scratch that|hold on|i mean|correction|my mistake|actually,? no|no,? wait)(?!\w))|, no,"
+    r"|(?:scratch that|i (?:retract|withdraw)(?= (?:that|it)\b)|hold on|correction|my mistake)(?!\w))|, no,"
     r"|[.!?]\s+(?:(?:no|actually|but|oh)[,.!:]? )*(?:that|this)(?:'s| is| was) (?:also |clearly )?(?:wrong|incorrect"
     r"|not (?:right|correct|true)|a mistake)\b(?! to\b))",
     re.IGNORECASE,
 )
 _ALSO = re.compile(
-    r"[^.!?\n]{0,80}?\b(?:is|are|would be|seems) (?:(?:also|equally|likewise) (?:correct|right|true|acceptable"
-    r"|possible)|(?:correct|right|true|acceptable) (?:too|as well))\b",
-    re.IGNORECASE,
+    r"[^.!?\n]{0,80}?\b(?:(?:also|equally|likewise) (?:correct|right|true|acceptable|possible)|(?:correct|right|true) (?:too|as well))\b"
 )
 
 _BOX = re.compile(rf"{BOXED.pattern}|(?i:<(?:final_?)?answer>([^<]{{1,{LONGEST}}})</(?:final_?)?answer>)")
 _VERDICT = re.compile(
-    rf" (?:is|are|was|were|(?P<would>would)|must|should|seems|appears)(?P<negated>n't| not)?(?: (?:to )?be)?(?: {ADVERBS})?"
+    r"(?: (?:is|are|was|were|(?P<would>would)|must|should|seems|appears|looks)(?P<negated>n't| not)?(?: (?:to )?be)?"
+    rf"|,? (?P<made>mak(?:es|ing)) (?:it|this|that)| -|:)(?: {ADVERBS})?"
     r"(?: both)?(?: the| my)?"
     rf"(?P<odd> {_ODD_NOUN})?(?:(?(odd)|(?: (?:single|only|final|overall))*"
-    r" (?:correct|right|best|answer|most (?:likely|appropriate|accurate|suitable))"
-    r"(?P<noun> (?:possible )?(?:answer|choice|option))?(?: one| statement| diagnosis| fit)?))(?: too| as well)?"
+    r" (?:[Cc]orrect|[Rr]ight|best|answer|most (?:likely|appropriate|accurate|suitable))"
+    r"(?: (?:possible )?(?:answer|choice|option))?(?: one| statement| diagnosis| fit)?))(?: too| as well)?"
     r"(?=\s?(?:[.,;!)\]:]|-|$|\n|(?:because|since|as|given|here|based|in this|and|due|to the question)\b))"
 )
+# "It is the answer": what the sentence before, or its beginning, was about.
+_IT = re.compile(r"(?:\W|\b(?:it|this|that|which|and|so|option|choice)\b)*", re.IGNORECASE)
+_HEAD = re.compile(
+    rf"(?m:^|(?<=[.!?] ))[ #>-]*(?:\w+, |(?i:since|because|as|so) )?{_MARK}(?P<letter>[A-Z])"
+    r"(?=[):,]|\.(?! [a-z])| (?:is|was|does|would|has|can|states)(?:n't|not)?\b)"
+)
 
-Kind = Literal["stated", "verdict", "odd"]
+Kind = Literal["stated", "final", "verdict", "odd"]
 
 
 @dataclass(frozen=True)
@@ -147,6 +154,7 @@ class Statement:
     said: str
     negated: bool = False
     kind: Kind = "stated"  # "verdict": "C is correct" judges one option of perhaps several
+    alone: bool = False  # whether the answer must fill what is said
     joins: bool = False  # beside an earlier one: "C is also correct", "in a man, the answer is A"
 
 
@@ -166,28 +174,28 @@ def _phrases(text: str) -> Iterator[Statement]:
     for phrase in _PHRASES:
         for match in phrase.finditer(text):
             start, groups = match.start(), match.groupdict()
+            before = text[max(0, start - _BEFORE) : start]
             after = text[match.end() : match.end() + LONGEST].lstrip()
             if _ASKED.match(after) or _LISTED.match(after):
                 continue
-            if phrase is not _SURE and (
-                _is_doubted(text, start) or _DOUBT.search(groups.get("clause") or "")
-            ):
+            if phrase is not _SURE and (_is_doubted(before) or _DOUBT.search(groups.get("clause") or "")):
                 continue
             # "An option is" is too weak to make a text the answer.
-            weak = (
-                phrase is _NOUN
-                and not groups["answer"]
-                and not _DECIDED.search(text, max(0, start - 30), start)
-            )
-            if (weak or phrase in (_SURE, _FOREIGN)) and not _LETTER_FIRST.match(after):
+            weak = phrase is _NOUN and not groups["answer"] and not _DECIDED.search(before)
+            if (weak or phrase is _SURE) and not _LETTER_FIRST.match(after):
                 continue
-            conditional = _is_conditional(text, start)
+            conditional = _is_conditional(before)
             if conditional and groups.get("would"):
                 continue
+            kind: Kind = (
+                "odd" if phrase is _ODD else "final" if before.lower().endswith("final ") else "stated"
+            )
             said = after.partition("\n")[0]
+            if kind == "odd" and _LETTER_FIRST.match(said):
+                said = _REST.split(said)[0]
             joins = conditional or bool(_ALSO.match(said) or re.search(r"\balso\b", match[0]))
             negated = bool(groups.get("negated") or groups.get("not"))
-            yield Statement(match.end(), said, negated, "odd" if phrase is _ODD else "stated", joins)
+            yield Statement(match.end(), said, negated, kind, phrase is _CONCLUDED, joins)
             if _TAKEN_BACK.match(after):
                 yield Statement(match.end() + 1, said, negated=True)
 
@@ -195,30 +203,30 @@ def _phrases(text: str) -> Iterator[Statement]:
 def _verdicts(text: str) -> Iterator[Statement]:
     """Statements that stand before "is correct"."""
     for match in _VERDICT.finditer(text):
-        before = text[max(0, match.start() - LONGEST // 2) : match.start()]
+        before = text[max(0, match.start() - 2 * _BEFORE) : match.start()]
         sentence = _after_last(_SENTENCE, before)
-        clause = _after_last(_JOINT, sentence)
+        clause = _after_last(_JOINT, sentence + " ").rstrip()
         subject = clause if _LETTER_FIRST.match(clause) else sentence
+        before = before[: len(before) - len(subject)]
         start = match.start() - len(subject)
-        if (match["noun"] or _LETTER_FIRST.match(subject)) and not _is_doubted(text, start):
-            conditional = _is_conditional(text, start)
-            if conditional and match["would"]:
-                continue
-            joins = conditional or bool(re.search(r"\b(?:also|too|as well)\b", match[0]))
-            yield Statement(
-                start, subject, bool(match["negated"]), "odd" if match["odd"] else "verdict", joins
-            )
+        conditional = _is_conditional(before)
+        if _is_doubted(before) or (conditional and match["would"]):
+            continue
+        if match["made"] or ("answer" in match[0] and _IT.fullmatch(clause)):
+            subject = ["", *(head["letter"] for head in _HEAD.finditer(before + subject))][-1]
+        joins = conditional or bool(re.search(r"\b(?:also|too|as well)\b", match[0]))
+        kind: Kind = "odd" if match["odd"] else "verdict"
+        yield Statement(start, subject, bool(match["negated"]), kind, True, joins)
 
 
 def _after_last(mark: re.Pattern[str], text: str) -> str:
     return text[max((match.end() for match in mark.finditer(text)), default=0) :]
 
 
-def _is_doubted(text: str, start: int) -> bool:
-    return _DOUBT.search(_CLAUSE.split(text[max(0, start - 80) : start])[-1]) is not None
+def _is_doubted(before: str) -> bool:
+    return _DOUBT.search(_CLAUSE.split(before)[-1]) is not None
 
 
-def _is_conditional(text: str, start: int) -> bool:
+def _is_conditional(before: str) -> bool:
     """Whether the sentence up to there sets another case: "if she had fever, the answer is ..."."""
-    sentence = _after_last(_ARGUMENT, text[max(0, start - 120) : start])
-    return _CONDITION.search(sentence.lstrip()) is not None
+    return _CONDITION.search(_after_last(_ARGUMENT, before).lstrip()) is not None

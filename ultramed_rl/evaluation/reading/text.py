@@ -26,8 +26,6 @@ _PUNCTUATION = str.maketrans(
     | {"。": ". ", "、": ",", "【": "[", "】": "]", "\x08": "\\b", "→": "->"}
     | dict.fromkeys("✅✓✔☑\ufe0f")
 )
-_FONT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathsf|mbox)\s*\{([^{}]*)\}")
-_MARKER = re.compile(r"<\|(?!im_start|start_header_id)[^|<>\n]{1,30}\|>|</?s>|<br ?/?>")
 _TURN = re.compile(
     r"^[ #*>-]*(?:question|problem|user|human|q|instruction|input)(?: ?\d+)?[* ]*:"
     r"|^#+ ?question\b|<\|(?:im_start|start_header_id)\|>|\[INST\]",
@@ -41,7 +39,7 @@ _DIGITS = r"[-+−]?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][
 _POWER = r"(?:\s*[x×]\s*10\s*\^\s*\{?[-+−]?\d+\}?)?"
 NUMBER = re.compile(rf"(?<![\w.,/:^–—−-])(?>{_DIGITS}{_POWER}){_AFTER}")
 _MARKED = re.compile(
-    r"(?:\banswer\s*(?:is|would\s+be|:|=)|####)[\s*_$(:=]*"
+    r"(?:\banswer\s*(?:is|would\s+be|:|=)|####)[\s*_$(:=]*(?:not \S+ but )?"
     rf"(?:(?:about|approximately|approx\.?|roughly|around|~|≈)\s*)?[$€£]?(?P<number>{NUMBER.pattern})",
     re.IGNORECASE,
 )
@@ -53,25 +51,43 @@ _GREEK = {
     letter: unicodedata.name(letter).split()[-1].lower().replace("lamda", "lambda")
     for letter in "αβγδεζηθικλμνξοπρσςτυφχψω"
 }
-_LEAD = re.compile(
-    r"\banswers?(?: \([^()\n]{1,40}\))?(?: is| are)? ?: ?|^#+ ?(?:final )?answers?$", re.I | re.MULTILINE
-)
+_LEAD = re.compile(r"(?im)\banswers?\"?(?: \(.{1,40}?\))?(?: is| are)? ?: ?|^#+[\w ]* answers?$|<answer>")
+_SAID = re.compile(r"\banswers? (?:is|are) ", re.IGNORECASE)
+# "The genes are ...", and what is said of a name.
+_ASIDE = re.compile(r"^(?:\w+ ){1,4}(?:is|are) (?=\w)|(?:(?<=\w\w\w)\. (?=[A-Z]\w* [a-z])|,? which |</).*")
 _MARKUP = re.compile(r"[*`$]+|__")
-_POINT = re.compile(r"^(?:[-+•]|\d{1,2}[.)]) ")
+_POINT = re.compile(r"^(?:[-+•]|(?:\d{1,2}|[a-z])[.)]) ")
 # A line that may be a name, amid others: no sentence.
 _NAME_LINE = re.compile(
     r"(?!(?:the|this|these|those|it|they|we|i|so|thus|as|in|because|note|however|explanation)\b)"
     r"[^\s.!?:]+(?:\.\S+)?(?: [^\s.!?:]+(?:\.\S+)?){0,5}$",
     re.IGNORECASE,
 )
-_AND = re.compile(r",\s+(?:and |or )?(?![^()]*\))|\s+(?:and|or|&)\s+(?![^()]*\))|\s+/\s+")
+_AND = re.compile(r",?\s+(?:and|or|&|as well as)\s+(?![^()]*\))|,\s+(?![^()]*\))|\s+/\s+")
 _BRACKETS = re.compile(r"\s*[(\[](?:also (?:known as|called) |aka |i\.e\.,? |or )?([^()\[\]]*)[)\]]")
 _ARTICLE = re.compile(r"^(?:the|an?) (?=\S)", re.IGNORECASE)
 _QUOTES = " \"'.,:"
 _PLACEHOLDERS = {"name", "none", "unknown", "notmentioned", "notgiven", "na", "idontknow", "cannotbedetermined"}  # fmt: skip
 _KEPT = re.compile(r"(?<=\d)[.,](?=\d)|[^\W_]|[+%<>=]")
 
-_OR = re.compile(r"(?<=\b[A-Z])([)\]]?)[.!?] Or (?=[(\[]?[A-Z]\b(?![\w'+-]))")  # "A. Or B." is one sentence
+# What is written in many ways, in one.
+_PLAIN = (
+    (r"<\|(?!im_start|start_header_id)[^|<>\n]{1,30}\|>|</?s>|<br ?/?>", "\n"),
+    (r"</?(?:b|strong)>", "**"),
+    *2 * ((r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathsf|mbox)\s*\{([^{}]*)\}", r"\1"),),  # nested
+    (r"~~[^~\n]+~~", ""),  # struck out
+    (r"\\[()\[\],;]|[^\S\n]|~", " "),
+    (r"(?<![-|])--+(?![-|>])", " - "),
+    (r"(?<![\\\w])boxed\{|\\fbox\{", r"\\boxed{"),
+    (r"^\| ?| ?\|$", ""),  # of a table
+    (r" +", " "),
+    (r"\n\s+", "\n"),
+    (r"(?<=\b[A-Z])([)\]]?)[.!?] Or (?=[(\[]?[A-Z]\b(?![\w'+-]))", r"\1 or "),
+    (r"\b(?i:(?:no|(?:without|beyond)(?: an?y?)?) (?:doubt|question)|for sure)\b", "clearly"),
+    (r"(?i:(?:[.,;!]+ ?|- )(?:or rather|i mean|(?:oh,? )?no,? wait|wait,? no|actually,? no|nope)\b[ ,:.]*)", ". Correction: "),
+    (r"(?:\b(?i:is|could|would|can|must) (?:it|this|that|the answer)(?: be)? )?(\(?\b[A-Z]\)?)\? Yes\b", r"\1 is correct"),
+    (r"^\* ", "- "),
+)  # fmt: skip
 
 
 def clean(text: str) -> str:
@@ -82,13 +98,10 @@ def clean(text: str) -> str:
     thoughts_end = max([0, *(match.end() for match in _THOUGHT.finditer(text) if match["closes"])])
     said = _THOUGHT.split(text[thoughts_end:], maxsplit=1)[0]
     text = unicodedata.normalize("NFKC", said.translate(_PUNCTUATION)).translate(_PUNCTUATION)
-    text = _MARKER.sub("\n", re.sub(r"</?(?:b|strong)>", "**", text))
-    text = _FONT.sub(r"\1", _FONT.sub(r"\1", text))
-    text = re.sub(r"(?<![-|])--+(?![-|>])", " - ", re.sub(r"\\[()\[\],;]|~", " ", text))
-    text = re.sub(r"(?<![\\\w])boxed\{|\\fbox\{", r"\\boxed{", text)
-    text = re.sub(r"[^\S\n]+", " ", "\n".join(text.splitlines()))
-    text = _OR.sub(r"\1 or ", text)
-    return re.sub(r"^\* ", "- ", re.sub(r"\n\s+", "\n", text).strip(), flags=re.MULTILINE)
+    text = "\n".join(text.splitlines())
+    for pattern, plain in _PLAIN:
+        text = re.sub(pattern, plain, text, flags=re.MULTILINE)
+    return text.strip()
 
 
 def turns(text: str) -> list[str]:
@@ -130,7 +143,7 @@ def read_number(answer: str) -> float | None:
     if marked:
         return None if _ANOTHER.match(answer, marked[-1].end()) else to_float(marked[-1]["number"])
     lines = [line for line in answer.splitlines() if line.strip()]
-    return only_number(lines[-1]) if lines else None
+    return only_number(re.sub(r"^[^,;]*= ", "", lines[-1])) if lines else None
 
 
 def read_reference_number(reference: str) -> float | None:
@@ -156,15 +169,16 @@ def read_names(text: str) -> AnswerReading:
     """
     for turn in turns(clean(text)):
         opened = BOXED.sub(r"\1", turn)
-        *_, lead = None, *_LEAD.finditer(opened)
+        *_, lead = None, *(list(_LEAD.finditer(opened)) or _SAID.finditer(opened))
         said = opened[lead.end() :] if lead else ["", *BOXED.findall(turn)][-1]
         lines = [_MARKUP.sub("", line).strip(" _") for line in said.lstrip(" *_\n").split("\n")]
         if ";" in lines[0]:
             lines = lines[:1]
         listed = _POINT if _POINT.match(lines[0]) else _NAME_LINE
         names: dict[str, str] = {}
-        for part in ";".join([lines[0], *takewhile(listed.match, lines[1:])]).split(";"):
-            name = _ARTICLE.sub("", _POINT.sub("", part.strip()).strip(_QUOTES))
+        said = ";".join([lines[0], *takewhile(listed.match, lines[1:])])
+        for part in re.split(r"[;•]|(?<=\w) \d[.)] ", said):
+            name = _ARTICLE.sub("", _ASIDE.sub("", _POINT.sub("", part.strip())).strip(_QUOTES))
             names.setdefault(normalise_name(name), name)
         given = tuple(name for key, name in names.items() if key and key not in _PLACEHOLDERS)
         if given:
