@@ -169,7 +169,7 @@ def read_names(text: str) -> AnswerReading:
     """
     for turn in turns(clean(text)):
         opened = BOXED.sub(r"\1", turn)
-        *_, lead = None, *(list(_LEAD.finditer(opened)) or _SAID.finditer(opened))
+        *_, lead = None, *(list(_LEAD.finditer(opened)) or list(_SAID.finditer(opened)))
         said = opened[lead.end() :] if lead else ["", *BOXED.findall(turn)][-1]
         lines = [_MARKUP.sub("", line).strip(" _") for line in said.lstrip(" *_\n").split("\n")]
         if ";" in lines[0]:
