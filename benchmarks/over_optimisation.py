@@ -3,7 +3,8 @@
     python benchmarks/over_optimisation.py --betas 0.03 0.1 0.3 --proxies 2 --rounds 3
 
 After Gao et al. (arXiv 2210.10760): one reward model stands for the truth ("gold": it learns from all contrast pairs), others
-learn from a part of these pairs each, and runs are driven against these proxies, one for each proxy and beta. In every run a
+learn from a part of these pairs each (of `--parts`: the more, the worse they are), and runs are driven against these proxies,
+one for each proxy and beta. In every run a
 second proxy, of another part, and the likeness of an answer to its question are judges (`evaluation.judges`). Gold scores the
 same held-out answers and is asked by nobody.
 
@@ -154,19 +155,24 @@ def main() -> None:
     )
     parser.add_argument("--betas", type=float, nargs="+", default=[0.03, 0.1, 0.3])
     parser.add_argument("--proxies", type=int, default=2, help="each of a part of the pairs; two or more")
+    parser.add_argument(
+        "--parts", type=int, help="of the pairs, of which each proxy has one; by default --proxies"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--prompts", type=int, default=96, help="with contrasts")
     parser.add_argument("--seed", type=int, default=42)
     asked = parser.parse_args()
     if asked.proxies < 2:
         sys.exit(f"--proxies={asked.proxies}: must be two or more: one of another part is a judge")
+    if (parts := asked.parts or asked.proxies) < asked.proxies:
+        sys.exit(f"--parts={parts}: must be --proxies={asked.proxies} or more: each proxy has one of its own")
     fallen_alarms, other_alarms, curves = [], [], {}
     with tempfile.TemporaryDirectory(prefix="over-optimisation-") as scratch:
         folder = Path(scratch)
         pairs = make_pairs(folder, asked.prompts, asked.seed)
-        parts = split_pairs(pairs, asked.proxies, folder)
+        files = split_pairs(pairs, parts, folder)[: asked.proxies]
         gold = train_reward(folder, "gold", pairs, asked.seed)
-        proxies = [train_reward(folder, f"proxy-{k}", part, asked.seed) for k, part in enumerate(parts)]
+        proxies = [train_reward(folder, f"proxy-{k}", file, asked.seed) for k, file in enumerate(files)]
         disconnect()
         for place, proxy in enumerate(proxies):
             other = proxies[(place + 1) % len(proxies)]

@@ -94,6 +94,9 @@ def read_turns(row: Row, column: str, text_role: str | None = None) -> list[Mess
 
 def unlearnt_turns(row: Row, column: str, text_role: str | None = None) -> frozenset[int]:
     """The places of those turns that the data keeps from being learnt, by `weight: 0`, `train: false` and their like."""
+    held = row.get(column)
+    if isinstance(held, str) and not held.lstrip().startswith(("[", "{")):
+        return frozenset()  # a text has none, and reading its turns again would take as long as it did before
     turns = enumerate(_listed(row, column, text_role))  # read before, so each is a dict
     return frozenset(place for place, turn in turns if len(turn) > 2 and not _is_learnt(turn))
 

@@ -110,7 +110,7 @@ def _answer(prompt: list[Message], value: Any, name: str) -> tuple[list[Message]
     turns = read_turns({name: value}, name, "assistant")
     if not turns or turns[-1]["role"] != "assistant":
         raise Misfit(f"column {name!r} doesn't end with an assistant's turn", name="order")
-    if not isinstance(value, str) and len(turns) - 1 in unlearnt_turns({name: value}, name, "assistant"):
+    if len(turns) - 1 in unlearnt_turns({name: value}, name, "assistant"):
         raise Misfit(f"column {name!r} ends with a turn that its data keeps from being learnt", name="weight")
     before = turns[:-1]
     return prompt if prompt[len(prompt) - len(before) :] == before else before, turns[-1]["content"]

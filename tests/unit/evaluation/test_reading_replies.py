@@ -24,6 +24,7 @@ A, C and D are features. B is not a feature, so it is the answer.
 B. Oral zinc is not indicated in this case. This is the correct answer.
 A. Warm packs: useful. B. Oral zinc: harmful. This is the answer.
 I would pick oral zinc over topical steroid.
+Creams are not pills, but oral zinc (a kind of salt) is one. Therefore, the most likely choice is (B).
 """,
     ("care", "C"): r"""
 The answer is B. Let me revise that to C.
@@ -218,6 +219,9 @@ It is B: E. faecalis.
 """,
     ("culture", "E"): r"""
 So, C. difficile it is.
+""",
+    ("ten", "I"): r"""
+The answer is (I).\nFinal Answer: The final answer is $\boxed{I}$
 """,
     ("ten", "G"): r"""
 The answer is G, not penicillin G.

@@ -87,7 +87,7 @@ _JUDGEMENT_END = re.compile(r"\s*[,:;.!-](?!\w)")
 _TORN = re.compile(r"[,.;:!]? ?(?:(?:but|or|and|/) ?)?(?P<other>yes|no|maybe|possibly)\b")
 _LABEL = re.compile(
     r"[\s,\"']*(?:[(\[](?:(?:option|choice|answer) )?|(?:option|choice|answer) [(\[]?)"
-    r"(?P<letter>[a-z])\b(?!['+-])"
+    r"(?P<letter>[a-z])\b(?!['+-]| (?!is\b)[a-z])"  # "(a type of sugar)" is a remark
 )
 _AND = re.compile(r"[\s,\"')]*(?:,|/|&|;|\band\b|\bor\b)\s?(?:(?:and|or|maybe) )?(?:the |an? )?")
 _OR = re.compile(r"(?:and|or) ")
@@ -135,7 +135,7 @@ class OptionNames:
             return self._with_label(letters, label, alone)
         few = re.findall(r"\w+", said.casefold())
         refuses = final and said and len(few) < 9 and self.words and self.words.isdisjoint(few)
-        return _NEITHER if refuses and not re.search(r"\d|\b[A-HJ-Z]\b|above", said) else ""
+        return _NEITHER if refuses and not re.search(r"\d|\b(?:[A-HJ-Z]|I(?! [a-z]))\b|above", said) else ""
 
     # -- texts
 
