@@ -84,7 +84,7 @@ def train_reward(folder: Path, name: str, pairs: Path, seed: int) -> Path:
         "type": "reward",
         **head(folder, name, seed),
         "model": {"path": POLICY, "max_length": LENGTH},
-        "data": {"sources": [{"uri": str(pairs)}], "held_out": 8},
+        "data": {"sources": [{"uri": str(pairs)}], "held_out": 2},
         "objective": {"type": "bradley_terry"},
         "trainable_layers": 10,
         "tracking": {"wandb": "disabled"},
