@@ -83,7 +83,7 @@ def submit_command(
 
     Example: ultramed-rl submit configs/llama3-70b-4node.yaml run.directory=/shared/runs --address http://HEAD:8265
     """
-    from ultramed_rl.cluster.jobs import CONFIG_FILE, Submission, read_runtime_env
+    from ultramed_rl.cluster.jobs import CONFIG_FILE, Submission, check_size, read_runtime_env
     from ultramed_rl.config import dump_config
 
     address = _address_of(address)
@@ -92,6 +92,8 @@ def submit_command(
         variables = read_runtime_env(runtime_env, env or [], os.environ)
     words = command_line(config, CONFIG_FILE, resume)
     submission = Submission(name or config.run.name, words, dump_config(config), variables, working_dir)
+    with checking():
+        check_size(submission)
     _announce(submission, config)
     if dry_run:
         say("nothing was sent")

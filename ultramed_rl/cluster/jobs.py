@@ -14,6 +14,7 @@ import shlex
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from ray._private import ray_constants
+from ray._private.runtime_env import packaging
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
@@ -74,6 +77,32 @@ def job_folder(submission: Submission) -> Iterator[Path]:
             if entry.name != CONFIG_FILE:
                 (folder / entry.name).symlink_to(entry)
         yield folder
+
+
+def check_size(submission: Submission) -> None:
+    """Raise ValueError for a working directory that Ray would pack, begin to send, and refuse. It packs without compression, and
+    what it leaves out (.gitignore, .rayignore, `excludes`) doesn't count."""
+    if submission.working_dir is None:
+        return
+    sizes, limit = Counter[str](), packaging.GCS_STORAGE_MAX_SIZE
+    heeds = os.environ.get(ray_constants.RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
+    excludes = [
+        *ray_constants.get_runtime_env_default_excludes(),
+        *submission.runtime_env.get("excludes", ()),
+    ]
+    with job_folder(submission) as folder:
+
+        def add_size(path: Path) -> None:
+            if path.is_file():
+                sizes[path.relative_to(folder).parts[0]] += path.stat().st_size
+
+        packaging._dir_travel(folder, [packaging._get_excludes(folder, excludes)], add_size, heeds)
+    if (size := sizes.total()) >= limit:
+        largest = ", ".join(f"{name} {count / 2**20:,.0f} MiB" for name, count in sizes.most_common(3))
+        raise ValueError(
+            f"--working-dir {submission.working_dir}: {size / 2**20:,.0f} MiB, and Ray takes less than {limit / 2**20:,.0f} (the "
+            f"largest: {largest}); name what the job doesn't need in .rayignore, or keep it on a shared disk"
+        )
 
 
 @dataclass(frozen=True)

@@ -242,10 +242,8 @@ def _each(
             notes.misfits[name] += 1
             notes.examples.setdefault(name, f"row {notes.rows}: {error}")
     if (misfits := notes.misfits.total()) > allowed * notes.rows:
-        named, first = (
-            ", ".join(f"{n} {name}" for name, n in notes.misfits.items()),
-            next(iter(notes.examples.values())),
-        )
+        named = ", ".join(f"{count} {name}" for name, count in notes.misfits.items())
+        first = next(iter(notes.examples.values()))
         raise ValueError(
             f"input {config.input[0]!r}: {misfits} of the first {notes.rows} rows are none that {config.step.type} reads ({named}; "
             f"{first}); at most {100 * allowed:.3g}% may: name rows of its form, or clean the file"

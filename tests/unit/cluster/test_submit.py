@@ -20,6 +20,7 @@ from ultramed_rl.cluster.inputs import FILE_KEYS, MODEL_KEYS, path_problems
 from ultramed_rl.cluster.jobs import (
     CONFIG_FILE,
     Submission,
+    check_size,
     follow_log,
     hide_secrets,
     job_folder,
@@ -121,6 +122,30 @@ def test_ray_packs_a_working_dir_through_its_links_and_heeds_gitignore(tmp_path:
         packed_names = _packed(_zip_files, folder, packed)
     assert {CONFIG_FILE, "data/rows.jsonl"} <= packed_names
     assert not any("weights" in name for name in packed_names)
+
+
+@pytest.mark.parametrize("ignored", [".gitignore", ".rayignore", "excludes", "venv", ""])
+def test_a_working_dir_that_ray_would_not_take_is_refused_before_it_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ignored: str
+) -> None:
+    """With a limit of 1 MiB, and a file of so much that perhaps stays here."""
+    monkeypatch.setattr("ray._private.runtime_env.packaging.GCS_STORAGE_MAX_SIZE", 2**20)
+    folder = tmp_path / ("venv" if ignored == "venv" else "data")
+    folder.mkdir()
+    (folder / "weights").write_bytes(bytes(2**20))
+    (tmp_path / "small").write_bytes(bytes(2**18))
+    if ignored.startswith("."):
+        (tmp_path / ignored).write_text("data/\n")
+    submission = Submission(
+        "name", (), "ours", {"excludes": ["data"]} if ignored == "excludes" else {}, tmp_path
+    )
+    if ignored:
+        check_size(submission)
+    else:
+        with pytest.raises(
+            ValueError, match=r"--working-dir .*: 1 MiB, .* less than 1 .*: data 1 MiB, small 0 MiB"
+        ):
+            check_size(submission)
 
 
 def _packed(zip_files: Any, folder: Path, file: Path) -> set[str]:
