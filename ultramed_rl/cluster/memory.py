@@ -129,8 +129,8 @@ def resolve_architecture(
     if path in KNOWN:
         return KNOWN[path]
     raise ValueError(
-        f"{path_key or f'{key}.path'}={path!r}: its shape is unknown without downloading it; name its folder once it is downloaded, or set {key}.architecture "
-        f"({', '.join(Architecture.model_fields)}) from its config.json"
+        f"{path_key or f'{key}.path'}={path!r}: its shape is unknown without downloading it; name its folder once it is "
+        f"downloaded, or set {key}.architecture ({', '.join(Architecture.model_fields)}) from its config.json"
     )
 
 
@@ -201,9 +201,8 @@ def training_bytes(
     split = [group.ranks if group.zero_stage >= stage else 1 for stage in (3, 2, 1)]
     gradients = trained * (4 + size * (group.zero_stage == 2)) // split[1]
     optimizer, host = trained * (12 if precision == "bfloat16" else 8) // split[2], {}
-    if (
-        group.offload_optimizer
-    ):  # its float32 weights and gradients too; stages 2 and 3 add gradients up there
+    if group.offload_optimizer:
+        # Its float32 weights and gradients too; stages 2 and 3 add gradients up there.
         host = {"optimizer": trained * (20 if group.zero_stage == 2 else 16) // split[2]}
         optimizer = 0
         if group.zero_stage == 3:

@@ -27,19 +27,10 @@ _NAMES = {
     "system": "system developer",
 }
 ROLES = {name: role for role, names in _NAMES.items() for name in names.split()}
-REASONING = (
-    "reasoning_content",
-    "reasoning",
-    "thinking",
-    "thinking_content",
-    "thought",
-    "thoughts",
-    "complex_cot",
-    "cot",
-)
+REASONING = "reasoning_content reasoning thinking thinking_content thought thoughts complex_cot cot"
 # What a turn may hold beside its text that nobody here can learn or show.
 _HELD = (
-    *("tool_calls", "function_call", "images", "audio", *REASONING),
+    *("tool_calls", "function_call", "images", "audio", *REASONING.split()),
     *("mask", "masked", "train_detail"),  # whether 1 is learnt or left out isn't known; parts of a turn
 )
 # 0 or false: not to be learnt.
@@ -96,7 +87,7 @@ def unlearnt_turns(row: Row, column: str, text_role: str | None = None) -> froze
     """The places of those turns that the data keeps from being learnt, by `weight: 0`, `train: false` and their like."""
     held = row.get(column)
     if isinstance(held, str) and not held.lstrip().startswith(("[", "{")):
-        return frozenset()  # a text has none, and reading its turns again would take as long as it did before
+        return frozenset()  # a text has none, and most rows hold texts: its turns aren't looked for again
     turns = enumerate(_listed(row, column, text_role))  # read before, so each is a dict
     return frozenset(place for place, turn in turns if len(turn) > 2 and not _is_learnt(turn))
 
@@ -282,12 +273,12 @@ class NotedRow(dict[str, Any]):
 
     def find(self, columns: str) -> str | None:
         """The row's own name of the first of these columns that it has something in."""
-        return next(iter(self.find_all(columns)), None)
+        return next(self.find_all(columns), None)
 
-    def find_all(self, columns: str) -> list[str]:
+    def find_all(self, columns: str) -> Iterator[str]:
         """The row's own names of all of these columns that it has something in, in this order."""
         # A source's rows have the same columns: which of them are meant is looked up once.
-        return [name for name in _meant(self._names, columns) if dict.get(self, name) is not None]
+        return (name for name in _meant(self._names, columns) if dict.get(self, name) is not None)
 
     def has(self, columns: str) -> bool:
         """Whether the row has one of these columns, perhaps with nothing in it."""

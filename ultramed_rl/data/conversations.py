@@ -21,6 +21,8 @@ from ultramed_rl.data.identity import content_key, row_id
 from ultramed_rl.learning.seeds import seeded_number
 from ultramed_rl.records import Conversation, Message
 
+_WANTED = f"{LABELS} is_correct is_chosen accepted"  # false: an answer that is not to be learnt
+
 
 def read_conversations(
     source: ConversationSource, counts: Counter[str], notes: SourceNotes | None = None
@@ -71,13 +73,13 @@ def read_conversations(
 def _check_wanted(row: NotedRow) -> None:
     """Raise Misfit for a row that its data keeps from being learnt, or whose answer is more than its text. Where a column says
     neither yes nor no, it is of a class, and not read."""
-    for name in row.find_all(f"{LABELS} is_correct is_chosen accepted"):
+    for name in row.find_all(_WANTED):
         if as_flag(dict.get(row, name)) is False:
             raise Misfit(f"column {name!r}: an unwanted answer, of which only kto learns", name="label")
     for name in row.find_all("weight loss_weight train trainable"):
         if as_flag(dict.get(row, name)) is False:
             raise Misfit(f"column {name!r} keeps the row from being learnt", name="weight")
-    for name in row.find_all(" ".join(REASONING)):
+    for name in row.find_all(REASONING):
         if name not in row.read and dict.get(row, name) not in ("", []):
             raise Misfit(
                 f"column {name!r} holds the reasoning before its answer, which isn't read; put it into the answer's text, or name it "
