@@ -55,20 +55,29 @@ def _chunk_logprobs(states: torch.Tensor, ids: torch.Tensor, head: Head, collisi
 
 
 class _SelectedLogSoftmax(torch.autograd.Function):
-    """log_softmax at one index a row. In its backward the logits live and their gradient, which is made in place."""
+    """log_softmax at one index a row. In its backward the gradient takes the logits' place, so that there is one."""
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        wide = logits.float()
-        normalizer = wide.logsumexp(-1)
+        normalizer = torch.cat([rows.float().logsumexp(-1) for rows in _blocks(logits)])
         ctx.save_for_backward(logits, ids, normalizer)
-        return wide.gather(-1, ids.unsqueeze(-1)).squeeze(-1) - normalizer
+        return logits.gather(-1, ids.unsqueeze(-1)).squeeze(-1).float() - normalizer
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        logits, ids, normalizer = ctx.saved_tensors
-        gradient = gradients[0].unsqueeze(-1)
-        # d logp / d logits = onehot - softmax
-        wide = torch.sub(logits, normalizer.unsqueeze(-1)).exp_().mul_(-gradient)
-        wide.scatter_add_(-1, ids.unsqueeze(-1), gradient.float())
-        return wide.to(logits.dtype), None
+        logits, *others = ctx.saved_tensors
+        columns = [column.unsqueeze(-1) for column in (*others, gradients[0].float())]
+        blocks = _blocks(logits)
+        sizes = [len(rows) for rows in blocks]
+        for rows, ids, normalizer, gradient in zip(blocks, *(c.split(sizes) for c in columns), strict=True):
+            # d logp / d logits = onehot - softmax
+            wide = rows.float().sub_(normalizer)  # float32 logits are changed themselves
+            wide.exp_().mul_(-gradient)
+            rows.copy_(wide.scatter_add_(-1, ids, gradient))
+        return logits, None
+
+
+def _blocks(logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Rows that are worked on at once: on a CPU as many as its cache has room for in float32."""
+    rows = len(logits) if logits.is_cuda else 2**20 // logits.shape[-1]
+    return logits.split(max(1, rows))

@@ -108,13 +108,27 @@ def test_a_head_behind_frozen_states_gets_its_gradient() -> None:
     torch.testing.assert_close(grad.double(), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_second_backward_gives_the_same_gradient() -> None:
-    """Backward works in the logits' memory; that must not spoil a graph that is kept."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_too_long_to_be_worked_on_together_give_the_same(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    logits, targets = torch.randn(5, 2**19).to(dtype).requires_grad_(), torch.tensor([7, 0, 2**19 - 1, 5, 5])
+    weights = torch.randn(5)
+    found = token_logprobs(logits, targets, lambda states: states * 1.0, 2**19, 2)
+    (grad,) = torch.autograd.grad((found * weights).sum(), logits)
+    wide = logits.detach().double().requires_grad_()
+    plain = torch.log_softmax(wide, -1)[torch.arange(5), targets]
+    (wanted,) = torch.autograd.grad((plain * weights.double()).sum(), wide)
+    torch.testing.assert_close(found.double(), plain, atol=1e-5, rtol=0.0)
+    torch.testing.assert_close(grad, wanted.to(dtype), atol=1e-8, rtol=2 * torch.finfo(dtype).eps)
+
+
+def test_a_second_backward_is_refused() -> None:
+    """The gradient has taken the logits' place: a graph that is kept has them no more."""
     hidden, targets, head = make_problem()
-    total = token_logprobs(hidden, targets, head, VOCAB, 4).sum()
-    once = torch.autograd.grad(total, [hidden, head.weight], retain_graph=True)
-    twice = torch.autograd.grad(total, [hidden, head.weight])
-    torch.testing.assert_close(once, twice, atol=0.0, rtol=0.0)
+    total = token_logprobs(hidden, targets, head, VOCAB).sum()
+    torch.autograd.grad(total, [hidden, head.weight], retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(total, [hidden, head.weight])
 
 
 def test_the_logits_of_a_caller_stay_as_they_are() -> None:
