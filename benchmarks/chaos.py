@@ -258,7 +258,8 @@ def run_both(root: Path, options: argparse.Namespace) -> dict[str, Any]:
     return {
         **line,
         "missed": options.kills - len(killer.strikes),
-        "work": f"{options.kills} kills and hangs of every kind of actor and the driver; whole again after {(line['recovery_s'] or {}).get('median')} s (median)",
+        "work": f"{options.kills} kills and hangs of every kind of actor and the driver: {line['lost']} lost, {line['doubled']} doubled, "
+        f"{line['changed']} changed; whole again after {(line['recovery_s'] or {}).get('median')} s (median)",
     }
 
 
