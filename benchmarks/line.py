@@ -88,7 +88,8 @@ def print_line(line: Mapping[str, Any], *faults: str) -> NoReturn:
         faults: what makes the figures no comparison, such as answers that differ.
     """
     found = [*line.get("faults", ()), *faults]
-    print(json.dumps({**line, "faults": found, "command": _command(), **provenance()}))
+    # What takes no turns has no spread.
+    print(json.dumps({"spread": None, **line, "faults": found, "command": _command(), **provenance()}))
     sys.exit(bool(found))
 
 

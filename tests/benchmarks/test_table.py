@@ -74,6 +74,12 @@ def test_the_ratio_is_against_the_best_peer() -> None:
     assert (line["ratio"], line["peer_name"], line["ratios"]) == (0.5, "slow", {"slow": 0.5, "fast": 1.111})
 
 
+def test_what_takes_no_turns_has_no_spread(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        print_line({"benchmark": "chaos", "ratio": 1.0})
+    assert json.loads(capsys.readouterr().out)["spread"] is None
+
+
 def test_turns_that_spread_give_no_ratio(capsys: pytest.CaptureFixture[str]) -> None:
     line = compare_sides({"ours": [4.0, 4.0], "peer": [2.0, 2.6]}, 1.25)
     assert line["ratio"] is None and line["ratios"] == {"peer": None} and line["spread"] == 1.3
