@@ -55,9 +55,10 @@ class Engine(EngineState):
         if spec.group.zero_stage < 2:
             for parameter in trainable:
                 parameter.grad_dtype = torch.float32
-        if dist.get_world_size() == 1 and spec.group.zero_stage == 0:
-            # To reduce over a single rank it would copy all gradients into a buffer, and back.
-            backend.enable_backward_allreduce = False
+        if dist.get_world_size() == 1:
+            # Stage 0 would copy all gradients into a buffer and back, to reduce them over a single rank. What it does
+            # before stays: a weight without a gradient gets one of zeros, as on several ranks.
+            backend.allreduce_no_retain = lambda *_, **__: None
         self.skipped_steps = 0
         self._host_sums: list[torch.Tensor] = []  # of this rank's gradients, see `_keep_in_float32`
         if spec.group.zero_stage == 3:
