@@ -358,3 +358,15 @@ def test_a_machine_that_cannot_compile_the_hosts_adam_is_told_before_a_model_is_
     spec = EngineSpec("cpu", "bfloat16", TrainerGroup(offload_optimizer=True), Optimization())
     with pytest.raises(ValueError, match=r"offload_optimizer=.*NoneType.*CUDA_HOME"):
         worker.build(lambda: pytest.fail("a model was loaded"), Model(path="x"), spec, ("", 0))
+
+
+def test_a_weight_that_no_loss_reaches_has_a_gradient_of_zeros(tmp_path: Path) -> None:
+    """A single rank reduces nothing, and is otherwise as several are: its Adam has moments of every weight."""
+    path = str(make_model(tmp_path, "llama"))
+    spec = EngineSpec("cpu", "float32", TrainerGroup(zero_stage=0), BFLOAT16.training)
+    engine = Engine(load_policy(path, "float32").train(), spec)
+    reached, *others = engine.module.parameters()
+    engine.backend.set_gradient_accumulation_boundary(True)
+    engine.backend.backward(2.0 * reached.sum())
+    assert reached.grad is not None and torch.equal(reached.grad, torch.full_like(reached, 2.0))
+    assert others and all(p.grad is not None and not p.grad.any() for p in others)
